@@ -1,0 +1,30 @@
+"""Write a generated abdominal data set: ``python -m scripts.phantom --dst DIR``."""
+
+from __future__ import annotations
+
+import sys
+
+import fire
+
+from bundle.data.phantom import write_phantom
+
+
+def phantom(dst: str, num_subjects: int = 6, modality: str = "mr", seed: int = 0, num_test: int = 0) -> None:
+    """Write a generated multi-subject abdominal data set (no download).
+
+    Args:
+        dst: folder to write to.
+        num_subjects: labeled scans in imagesTr and labelsTr.
+        modality: mr or ct.
+        seed: number of the family of patients; the same seed gives the same scans.
+        num_test: further scans in imagesTs and labelsTs.
+    """
+    try:
+        root = write_phantom(dst, num_subjects, seed, modality, num_test)
+    except (TypeError, ValueError, OSError) as error:
+        sys.exit(f"phantom: {error}")
+    print(f"{num_subjects} + {num_test} {modality} scans in {root}")
+
+
+if __name__ == "__main__":
+    fire.Fire(phantom)
