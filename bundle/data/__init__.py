@@ -1,0 +1,31 @@
+"""Data: lists of files, episodes for training, the support, the protocols."""
+
+from .check_run import check_run
+from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
+from .episodes import EpisodeDataset, EpisodeSampler, prepare_episodes
+from .protocol import PROTOCOLS, Protocol, fold_cases, get_protocol, query_chunks, support_slices
+from .support import SupportScan, default_support, load_support, query_list, resolve_support
+
+__all__ = [
+    "PROTOCOLS",
+    "EpisodeDataset",
+    "EpisodeSampler",
+    "Protocol",
+    "SupportScan",
+    "case_name",
+    "check_run",
+    "default_support",
+    "fold_cases",
+    "get_protocol",
+    "held_out",
+    "label_names",
+    "list_images",
+    "load_support",
+    "make_datalist",
+    "prepare_episodes",
+    "query_chunks",
+    "query_list",
+    "resolve_support",
+    "select_cases",
+    "support_slices",
+]

@@ -1,0 +1,68 @@
+"""Checks before any long work: what would fail later fails here, in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..checks import check_label, check_volume
+from ..keys import IMAGE, LABEL
+from .support import resolve_support
+
+
+def check_run(
+    queries: Sequence[Mapping[str, Any]],
+    support: Sequence[Mapping[str, Any]],
+    dataset_dir: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+) -> None:
+    """Check everything that an inference needs without running it.
+
+    Args:
+        queries: ``[{"image": path}, …]``.
+        support: ``[{"image": path, "label": path}, …]``.
+        dataset_dir: folder to which paths of the support may be relative.
+        weights: file with the network's weights.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file and the remedy.
+    """
+    if weights is not None and not os.path.isfile(weights):
+        raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
+    for entry in resolve_support(support, dataset_dir):
+        image, label = _read(entry[IMAGE]), _read(entry[LABEL])
+        check_volume(image, entry[IMAGE])
+        check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
+    if not queries:
+        raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
+    for query in queries:
+        path = os.fspath(query[IMAGE])
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such query image; check datalist")
+        shape = _open(path).shape
+        if len(shape) != 3:
+            raise ValueError(
+                f"{path}: expected one 3D volume, got shape {shape}; convert 2D images to a one-slice volume and split "
+                "4D series into 3D files"
+            )
+
+
+def _open(path: str) -> nib.spatialimages.SpatialImage:
+    try:
+        return nib.load(path)
+    except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
+        raise ValueError(f"{path}: cannot be read as NIfTI ({str(error).splitlines()[0]}); replace the file") from None
+
+
+def _read(path: str) -> np.ndarray:
+    image = _open(path)
+    try:
+        return np.asanyarray(image.dataobj)[None]
+    except Exception as error:  # as above: a truncated gzip stream, a short file, a checksum
+        raise ValueError(
+            f"{path}: cannot be read to its end ({str(error).splitlines()[0]}); replace the file"
+        ) from None

@@ -1,0 +1,97 @@
+"""Lists of files in the data layout of the Medical Segmentation Decathlon."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".nii.gz", ".nii")
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """NIfTI files directly in ``folder``, sorted by name.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images; check dataset_dir")
+    return sorted(str(p) for p in Path(folder).iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+
+
+def case_name(path: str | os.PathLike) -> str:
+    """Name of a case: its file name without the suffix of NIfTI."""
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def make_datalist(dataset_dir: str | os.PathLike, folder: str = "imagesTr", labels: str = "labelsTr") -> list[dict]:
+    """Every image of a data set, with its label where there is one.
+
+    Args:
+        dataset_dir: folder of the data set; images may also lie directly in it, as in a MONAI Label studies folder.
+        folder: subfolder of the images.
+        labels: subfolder of the labels, which have the file names of their images.
+
+    Returns:
+        ``[{"image": path, "label": path}, …]``, sorted by name; ``"label"`` only where the file exists. Empty if the
+        data set is: what needs images says so when it starts, so that configs can be built without data.
+    """
+    root = Path(dataset_dir)
+    images = root / folder if (root / folder).is_dir() else root
+    if not images.is_dir():
+        return []
+    entries = []
+    for image in list_images(images):
+        label = root / labels / Path(image).name
+        entries.append({"image": image, "label": str(label)} if label.is_file() else {"image": image})
+    return entries
+
+
+def label_names(dataset_dir: str | os.PathLike) -> dict[int, str]:
+    """Names of the label values besides the background, from ``dataset.json``; empty without that file.
+
+    Both the Decathlon's ``{"1": "liver"}`` and nnU-Net's ``{"liver": 1}`` are read.
+    """
+    file = Path(dataset_dir) / "dataset.json"
+    if not file.is_file():
+        return {}
+    try:
+        labels = json.loads(file.read_text()).get("labels", {})
+        pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in labels.items()]
+        return {int(value): str(name) for value, name in pairs if int(value) != 0}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{file}: \'labels\' must map values to names, {{"1": "liver"}} ({error})') from None
+
+
+def select_cases(datalist: Sequence[dict], names: Sequence[str]) -> list[dict]:
+    """Entries of the given case names, in this order.
+
+    Raises:
+        KeyError: for a name that is not in the list.
+    """
+    by_name = {case_name(entry["image"]): entry for entry in datalist}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise KeyError(f"no such case: {missing}; there are {sorted(by_name)}")
+    return [by_name[name] for name in names]
+
+
+def held_out(datalist: Sequence[dict], fraction: float = 0.1, seed: int = 0) -> list[dict]:
+    """A random part of the scans for validation: at least one, and all if there is only one.
+
+    Args:
+        datalist: scans.
+        fraction: share to hold out, in [0, 1]; 0 holds none out.
+        seed: seed of the choice.
+    """
+    count = min(len(datalist), max(1, round(fraction * len(datalist)))) if fraction > 0 else 0
+    chosen = sorted(np.random.RandomState(seed).permutation(len(datalist))[:count])
+    return [datalist[index] for index in chosen]

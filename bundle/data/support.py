@@ -1,0 +1,119 @@
+"""The support: labelled scans that tell the network what to segment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import affine_to_spacing
+
+from ..checks import check_label, check_volume
+from ..keys import IMAGE, LABEL
+from .datalist import case_name, list_images, make_datalist
+
+
+@dataclass(frozen=True)
+class SupportScan:
+    """One labelled scan in the network's frame.
+
+    Attributes:
+        image: ``(C, H, W, D)`` float.
+        label: ``(H, W, D)`` integer label map.
+        spacing_mm: distance of neighboring slices.
+        name: what messages call it.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    spacing_mm: float
+    name: str
+
+    @property
+    def values(self) -> list[int]:
+        """Label values besides the background, ascending."""
+        return [int(v) for v in torch.unique(self.label) if v > 0]
+
+
+def slice_spacing(image: torch.Tensor) -> float:
+    """Distance in mm of neighboring slices (last axis) of a volume with an affine; 1 without one."""
+    affine = getattr(image, "affine", None)
+    return 1.0 if affine is None else float(affine_to_spacing(np.asarray(affine).reshape(-1, 4, 4)[0], 3)[2])
+
+
+def resolve_support(
+    support: Sequence[Mapping[str, Any]], dataset_dir: str | os.PathLike | None
+) -> list[dict[str, str]]:
+    """Complete and check a list of support scans without reading them.
+
+    Args:
+        support: ``[{"image": path, "label": path}, …]``; paths may be relative to ``dataset_dir``.
+        dataset_dir: folder of the data set, or ``None``.
+
+    Raises:
+        ValueError: if the list is empty or an entry lacks its image or label.
+        FileNotFoundError: if a file does not exist.
+    """
+    if not support:
+        raise ValueError(
+            "no support: label at least one scan and pass it, --support \"[{'image': 'imagesTr/a.nii.gz', "
+            "'label': 'labelsTr/a.nii.gz'}]\""
+        )
+    resolved = []
+    for entry in support:
+        if not isinstance(entry, Mapping) or not {IMAGE, LABEL} <= set(entry):
+            raise ValueError(f"a support entry needs the keys 'image' and 'label', got {entry!r}")
+        paths = {}
+        for key in (IMAGE, LABEL):
+            path = os.fspath(entry[key])
+            inside = os.path.join(os.fspath(dataset_dir), path) if dataset_dir is not None else path
+            paths[key] = path if os.path.exists(path) or not os.path.exists(inside) else inside
+            if not os.path.isfile(paths[key]):
+                raise FileNotFoundError(f"{path}: no such support {key}; give a path that exists or is in dataset_dir")
+        resolved.append(paths)
+    return resolved
+
+
+def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
+    """The first labelled scan of a data set as its only support; empty if nothing is labelled."""
+    return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry][:1]
+
+
+def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
+    """The images to segment: those of ``imagesTs`` if it is there, else those of ``imagesTr``, less the support's."""
+    folder = os.path.join(os.fspath(dataset_dir), "imagesTs")
+    images = list_images(folder) if os.path.isdir(folder) else [e[IMAGE] for e in make_datalist(dataset_dir)]
+    known = {case_name(entry[IMAGE]) for entry in support}
+    return [{IMAGE: image} for image in images if case_name(image) not in known]
+
+
+def load_support(
+    entry: Mapping[str, str], preprocessing: Callable[[dict], Mapping[str, Any]], labels: Sequence[int] | None = None
+) -> SupportScan:
+    """Read and check one labelled scan.
+
+    Args:
+        entry: ``{"image": path, "label": path}``.
+        preprocessing: deterministic transform of both keys into the network's frame.
+        labels: values to keep, others become background; ``None`` for all.
+
+    Raises:
+        ValueError: naming the file, if image and label do not fit, the label is empty or not of whole numbers, or
+            the image is not a finite 3D volume.
+    """
+    scan = preprocessing({IMAGE: entry[IMAGE], LABEL: entry[LABEL]})
+    image, label = scan[IMAGE], scan[LABEL]
+    check_volume(image, entry[IMAGE])
+    found = check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
+    kept = torch.as_tensor(label).as_subclass(torch.Tensor)[0].long()
+    if labels is not None:
+        wanted = [v for v in labels if v in found]
+        if not wanted:
+            raise ValueError(f"{entry[LABEL]}: none of the wanted label values {list(labels)} occurs, only {found}")
+        kept = torch.where(torch.isin(kept, torch.tensor(wanted)), kept, torch.zeros_like(kept))
+    return SupportScan(
+        torch.as_tensor(image).as_subclass(torch.Tensor).float(), kept, slice_spacing(image), case_name(entry[IMAGE])
+    )

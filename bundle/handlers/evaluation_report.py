@@ -1,0 +1,101 @@
+"""Writes what an evaluation measured: a table of cases and labels, and a summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from ..data.datalist import case_name
+from ..keys import PRED, TRUTH
+from ..metrics import scan_dice
+
+
+class EvaluationReport:
+    """Writes ``metrics.csv`` after every case and ``summary.json`` at the end.
+
+    ``metrics.csv`` has one row per case and label: case, label value, name, Dice in percent (empty where the scan
+    does not show the label), protocol. ``summary.json`` holds ``{"mean": …, "per_label": {name: …}, "protocol": …}``,
+    the mean over scans first and over labels last, in percent.
+
+    Args:
+        output_dir: folder of both files.
+        labels: label values, in the order of the masks.
+        names: name of each value.
+        protocol: name of the protocol.
+        within_extent: see :func:`scan_dice`.
+        details: further entries of the summary, such as fold and support.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        labels: Sequence[int],
+        names: Mapping[int, str],
+        protocol: str,
+        within_extent: bool,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = list(labels)
+        self.names = {value: names.get(value, f"label {value}") for value in self.labels}
+        self.protocol = protocol
+        self.within_extent = within_extent
+        self.details = dict(details or {})
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def add(self, engine: Engine) -> None:
+        """Measure the cases of an iteration and write the table."""
+        for output, batch in zip(engine.state.output, engine.state.batch):
+            dice = scan_dice(
+                output[PRED].as_subclass(torch.Tensor), batch[TRUTH].as_subclass(torch.Tensor), self.within_extent
+            )
+            case = case_name(str(output[PRED].meta.get("filename_or_obj", "case")))
+            for value, score in zip(self.labels, dice.tolist()):
+                percent = "" if np.isnan(score) else round(100 * score, 3)
+                row = {"case": case, "label": value, "name": self.names[value], "dice": percent}
+                self.rows.append({**row, "protocol": self.protocol})
+        temporary = self._path("metrics.csv.tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["case", "label", "name", "dice", "protocol"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self._path("metrics.csv"))
+
+    def finish(self, engine: Engine) -> None:
+        """Write the summary and log it in one line."""
+        per_label = {}
+        for value in self.labels:
+            scores = [row["dice"] for row in self.rows if row["label"] == value and row["dice"] != ""]
+            per_label[self.names[value]] = round(float(np.mean(scores)), 2) if scores else None
+        known = [score for score in per_label.values() if score is not None]
+        summary = {
+            "mean": round(float(np.mean(known)), 2) if known else None,
+            "per_label": per_label,
+            "protocol": self.protocol,
+            "cases": len({row["case"] for row in self.rows}),
+            **self.details,
+        }
+        temporary = self._path("summary.json.tmp")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(temporary, self._path("summary.json"))
+        text = ", ".join(f"{name} {score}" for name, score in per_label.items())
+        logging.getLogger(__name__).info("Dice (%s): mean %s; %s", self.protocol, summary["mean"], text)
+
+    def _path(self, name: str) -> Path:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        return self.output_dir / name

@@ -1,0 +1,263 @@
+"""Segment whole volumes by a support that is encoded once."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from ..checks import check_volume
+from ..data.protocol import support_slices
+from ..data.support import SupportScan, load_support, resolve_support, slice_spacing
+from .location import align_scans, describe_slices, nearest_slices
+
+ABSENT = -1e4  # score of a class that no support slice of a query slice shows
+
+
+class EncodedSupport:
+    """Features and labels of one support scan, kept between queries.
+
+    Attributes:
+        features: ``(Ds, D, h, w)``.
+        label: ``(Ds, H, W)`` label map.
+        description: ``(Ds, F)``, see :func:`describe_slices`.
+        spacing_mm: distance of the slices.
+        values: label values that occur.
+    """
+
+    def __init__(self, scan: SupportScan, features: Tensor) -> None:
+        self.features = features
+        self.label = scan.label.movedim(-1, 0).to(features.device)
+        self.description = describe_slices(features)
+        self.spacing_mm = scan.spacing_mm
+        self.values = scan.values
+
+
+class FewShotInferer(Inferer):
+    """Segments every slice of a query volume with the labels of support scans.
+
+    Works in the network's frame: queries ``(1, C, H, W, D)`` come from ``preprocessing``, slices along the last axis.
+    Each support scan is encoded once and kept until its files or the network's weights change; each query slice is
+    encoded once for all labels.
+
+    How query slices meet support slices:
+
+    - by default the scans are aligned along z by their own features, and each query slice is matched to the
+      ``num_slices`` nearest support slices, all labels at once. Where none of these shows a label, it cannot appear;
+      where no support slice is near, all is background. Gives scores ``(1, 1 + n, H, W, D)``.
+    - with ``chunks`` ``(n, D)`` in the query's meta data, as the published protocols prescribe, each label is matched
+      alone against its background, to the support slice of the query slice's chunk. Gives differences of foreground
+      and background ``(1, n, H, W, D)``.
+
+    The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels.
+
+    Args:
+        support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
+            under ``support``, which then counts. May be empty if :meth:`set_support` is called.
+        preprocessing: transform of a support entry into the network's frame; the same as the queries'.
+        labels: values to segment; ``None`` for all that the support shows.
+        dataset_dir: folder to which paths of the support may be relative.
+        num_slices: support slices that answer for a query slice.
+        slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
+        cache_size: encoded support scans that are kept.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file, when a support is unusable.
+    """
+
+    def __init__(
+        self,
+        support: Sequence[Mapping[str, str]] = (),
+        preprocessing: Callable | None = None,
+        labels: Sequence[int] | None = None,
+        dataset_dir: str | os.PathLike | None = None,
+        num_slices: int = 3,
+        slice_batch_size: int = 8,
+        cache_size: int = 8,
+    ) -> None:
+        super().__init__()
+        self.support = list(support)
+        self.preprocessing = preprocessing
+        self.labels = list(labels) if labels is not None else None
+        self.dataset_dir = dataset_dir
+        self.num_slices = num_slices
+        self.slice_batch_size = slice_batch_size
+        self.cache_size = cache_size
+        self._given: list[SupportScan] = []
+        self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def set_support(self, scans: Sequence[SupportScan]) -> None:
+        """Use scans in memory instead of files; an empty sequence goes back to the files."""
+        with self._lock:
+            self._given = list(scans)
+            self._cache.clear()
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> MetaTensor:
+        """Segment one query.
+
+        Args:
+            inputs: ``(1, C, H, W, D)``.
+            network: :class:`ALPNet`, or the TorchScript of it.
+
+        Returns:
+            Scores, see the class.
+
+        Raises:
+            ValueError: for another shape, or NaN in the query.
+        """
+        meta = dict(getattr(inputs, "meta", {}))
+        if inputs.ndim != 5 or inputs.shape[0] != 1:
+            raise ValueError(f"expected one volume (1, C, H, W, D), got {tuple(inputs.shape)}")
+        check_volume(inputs[0], str(_first(meta.get("filename_or_obj", "query"))))
+        volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
+        encoded = self.encode_support(network, meta.get("support"), volume.device)
+        values = self.label_values(encoded)
+        features = self._encode(network, volume)
+        if "chunks" in meta:
+            chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
+            scores = self._match_chunks(network, features, encoded, values, chunks, volume.shape[-2:])
+        else:
+            scores = self._match_nearest(network, features, encoded, values, slice_spacing(inputs), volume.shape[-2:])
+        meta["label_values"] = torch.tensor([values])
+        meta.pop("support", None)
+        return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
+
+    def label_values(self, encoded: Sequence[EncodedSupport]) -> list[int]:
+        """Label values of the result: the wanted ones, or all that the support shows."""
+        return self.labels or sorted({value for scan in encoded for value in scan.values})
+
+    @torch.no_grad()
+    def encode_support(
+        self, network: nn.Module, own: Any = None, device: torch.device | str = "cpu"
+    ) -> list[EncodedSupport]:
+        """Encode the support scans, or take them from the cache.
+
+        Args:
+            network: the network that will match.
+            own: the query's own support as a JSON string, which counts before the configured one.
+            device: where the features stay.
+        """
+        with self._lock:
+            if self._given:
+                return [
+                    self._cached(network, ("given", index), device, lambda s=scan: s)
+                    for index, scan in enumerate(self._given)
+                ]
+            if self.preprocessing is None:
+                raise RuntimeError("no support yet: call set_support first, or give support and preprocessing")
+            entries = json.loads(_first(own)) if own is not None else self.support
+            return [
+                self._cached(
+                    network,
+                    tuple((path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in entry.values()),
+                    device,
+                    lambda e=entry: load_support(e, self.preprocessing, self.labels),
+                )
+                for entry in resolve_support(entries, self.dataset_dir)
+            ]
+
+    def _cached(self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan]) -> EncodedSupport:
+        weights = [*network.parameters(), *network.buffers()]
+        key = (*key, id(network), sum(w._version for w in weights), str(device))
+        owner, encoded = self._cache.get(key, (None, None))
+        if encoded is None or owner() is not network:
+            scan = load()
+            slices = scan.image.movedim(-1, 0).to(device)
+            encoded = EncodedSupport(scan, self._encode(network, slices))
+            self._cache[key] = (weakref.ref(network), encoded)
+        self._cache.move_to_end(key)
+        while len(self._cache) > max(self.cache_size, len(self.support)):
+            self._cache.popitem(last=False)
+        return encoded
+
+    def _encode(self, network: nn.Module, slices: Tensor) -> Tensor:
+        return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
+
+    def _match_nearest(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        encoded: Sequence[EncodedSupport],
+        values: Sequence[int],
+        spacing_mm: float,
+        size: Sequence[int],
+    ) -> Tensor:
+        description = describe_slices(features)
+        chosen = []
+        for scan in encoded:
+            positions, _ = align_scans(description, scan.description, spacing_mm, scan.spacing_mm)
+            chosen.append(nearest_slices(positions, len(scan.features), self.num_slices))
+        grid = features.shape[-2:]
+        wanted = torch.tensor(list(values), device=features.device)
+        out = []
+        for part in torch.arange(len(features)).split(self.slice_batch_size):
+            support, foreground, background = [], [], []
+            for scan, slices in zip(encoded, chosen):
+                index = slices[part]  # (b, K)
+                known = (index >= 0).to(features.device)[..., None, None]
+                labels = scan.label[index.clamp(min=0)]  # (b, K, H, W)
+                shown = (labels[:, None] == wanted[None, :, None, None, None]) & known[:, None]
+                support.append(scan.features[index.clamp(min=0)])
+                foreground.append(shown.float())
+                background.append((known & (labels == 0)).float())
+            masks = torch.cat(foreground, dim=2)  # (b, n, M, H, W)
+            scores = network.match(
+                features[part],
+                torch.cat(support, dim=1),
+                _to_grid(masks.flatten(1, 2), grid),
+                _to_grid(torch.cat(background, dim=1), grid),
+            )
+            present = masks.flatten(2).any(dim=2)  # (b, n)
+            scores[:, 1:] = torch.where(present[..., None, None], scores[:, 1:], torch.full_like(scores[:, 1:], ABSENT))
+            out.append(F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False))
+        return torch.cat(out)
+
+    def _match_chunks(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        encoded: Sequence[EncodedSupport],
+        values: Sequence[int],
+        chunks: Tensor,
+        size: Sequence[int],
+    ) -> Tensor:
+        grid = features.shape[-2:]
+        num_chunks = int(chunks.max()) + 1
+        out = torch.full((len(features), len(values), *size), ABSENT, device=features.device)
+        for row, value in enumerate(values):
+            scans = [
+                (s, support_slices(s.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist(), num_chunks))
+                for s in encoded
+                if value in s.values
+            ]
+            for chunk in range(num_chunks if scans else 0):
+                where = (chunks[row] == chunk).nonzero()[:, 0].to(features.device)
+                for part in where.split(self.slice_batch_size):
+                    support = torch.stack([s.features[slices[chunk]] for s, slices in scans])[None]
+                    mask = torch.stack([s.label[slices[chunk]] == value for s, slices in scans]).float()[None]
+                    mask = _to_grid(mask, grid).expand(len(part), -1, -1, -1)
+                    scores = network.match(features[part], support.expand(len(part), -1, -1, -1, -1), mask, 1 - mask)
+                    scores = F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
+                    out[part, row] = scores[:, 1] - scores[:, 0]
+        return out
+
+
+def _to_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:
+    return F.interpolate(masks, size=tuple(grid), mode="bilinear", align_corners=False)
+
+
+def _first(value: Any) -> Any:
+    """The entry of a collated batch of one, or the value itself."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value

@@ -1,0 +1,12 @@
+"""Dictionary keys that the bundle's transforms, data sets and engines share."""
+
+from __future__ import annotations
+
+IMAGE = "image"
+LABEL = "label"
+PRED = "pred"
+TRUTH = "truth"
+SUPERPIXELS = "superpixels"
+PSEUDO_LABEL = "pseudo_label"
+SUPPORT_IMAGE = "support_image"
+SUPPORT_LABEL = "support_label"

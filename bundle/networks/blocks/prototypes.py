@@ -1,0 +1,125 @@
+"""Prototypes and their matching, as pure functions of fixed shape.
+
+Axes: ``B`` episodes, ``N`` classes, ``S`` support slices, ``P`` prototypes, ``D`` feature channels, ``h, w`` the
+feature grid. No function selects cells with a boolean index: cells that do not qualify are masked inside the
+softmax, so that every episode of a batch has the same shape and the functions script, export and compile.
+
+Reference: Ouyang et al., "Self-Supervised Learning for Few-Shot Medical Image Segmentation", IEEE TMI 41(7), 2022,
+section III-C (adaptive local prototype pooling, similarity-based segmentation).
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_mask(mask: Tensor, size: List[int]) -> Tensor:
+    """Bring masks to the feature grid bilinearly, as the published method does.
+
+    Args:
+        mask: ``(B, N, H, W)`` with values in [0, 1].
+        size: ``[h, w]`` of the feature grid.
+
+    Returns:
+        ``(B, N, h, w)``, the share of the class near each cell's center.
+    """
+    return F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
+
+
+def grid_positions(height: int, width: int, like: Tensor) -> Tensor:
+    """Centers of the cells of a grid in units of the image: ``(height * width, 2)``, (row, column) in (0, 1)."""
+    rows = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+    columns = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    return torch.stack(
+        [rows[:, None].expand(height, width).flatten(), columns[None, :].expand(height, width).flatten()], dim=1
+    )
+
+
+def local_prototypes(features: Tensor, masks: Tensor, window: int) -> Tuple[Tensor, Tensor]:
+    """Average-pool support features and masks over windows: one candidate prototype a window (TMI eq. 3).
+
+    Args:
+        features: ``(B, S, D, h, w)`` support features.
+        masks: ``(B, N, S, h, w)`` share of each class in each cell.
+        window: side of the pooling window in cells; reduced where the grid is smaller.
+
+    Returns:
+        Prototypes ``(B, P, D)`` and each class's share of their windows ``(B, N, P)``, with
+        ``P = S * (h // window) * (w // window)``.
+    """
+    batch, shots, depth, height, width = features.shape
+    side = min(window, height, width)
+    pooled = F.avg_pool2d(features.reshape(batch * shots, depth, height, width), side)
+    vectors = pooled.flatten(2).reshape(batch, shots, depth, -1).permute(0, 1, 3, 2).reshape(batch, -1, depth)
+    coverage = F.avg_pool2d(masks.reshape(-1, 1, height, width), side).reshape(batch, masks.shape[1], -1)
+    return vectors, coverage
+
+
+def class_prototypes(features: Tensor, masks: Tensor) -> Tuple[Tensor, Tensor]:
+    """Average the support features under each class's mask: class-level prototypes (TMI eq. 4).
+
+    Args:
+        features: ``(B, S, D, h, w)`` support features.
+        masks: ``(B, N, S, h, w)`` share of each class in each cell. An empty mask gives a zero vector, whose
+            similarity to everything is 0.
+
+    Returns:
+        Prototypes ``(B, N, S, D)`` and the masks' centers ``(B, N, S, 2)``, (row, column) in units of the image.
+    """
+    height, width = features.shape[-2], features.shape[-1]
+    mass = masks.sum(dim=(-2, -1))[..., None] + 1e-5
+    vectors = torch.einsum("bnshw,bsdhw->bnsd", masks, features) / mass
+    centers = masks.flatten(3) @ grid_positions(height, width, masks) / mass
+    return vectors, centers
+
+
+def normalize(vectors: Tensor, dim: int, floor: float = 1e-4) -> Tensor:
+    """Divide by the Euclidean norm along ``dim``, the norm clipped from below as in the official code."""
+    return vectors / torch.linalg.vector_norm(vectors, 2.0, [dim], True).clamp(min=floor)
+
+
+def similarity(
+    query: Tensor,
+    vectors: Tensor,
+    positions: Optional[Tensor],
+    temperature: float,
+    position_weight: float,
+) -> Tensor:
+    """Scaled cosine similarity of prototypes to query cells, less a squared-distance term of their places.
+
+    Args:
+        query: ``(B, D, h, w)`` query features.
+        vectors: ``(B, P, D)`` prototypes.
+        positions: ``(B or 1, P, 2)`` places of the prototypes, needed where ``position_weight`` is not 0.
+        temperature: factor of the cosine (20 in the paper).
+        position_weight: factor of the squared distance, in units of the image's side (0 in the paper).
+
+    Returns:
+        ``(B, P, h * w)``.
+    """
+    similar = temperature * torch.bmm(normalize(vectors, 2), normalize(query, 1).flatten(2))
+    if position_weight != 0.0 and positions is not None:
+        grid = grid_positions(query.shape[-2], query.shape[-1], positions)
+        offset = positions[:, :, None, :] - grid[None, None]
+        similar = similar - position_weight * offset.square().sum(dim=-1)
+    return similar
+
+
+def match_prototypes(similar: Tensor, valid: Tensor, excluded: float = -1e4) -> Tensor:
+    """Score of each class: the softmax-weighted sum of the similarities to its prototypes (TMI eq. 5-6).
+
+    Args:
+        similar: ``(B, P, h * w)`` similarities.
+        valid: ``(B, N, P)`` boolean, which prototypes speak for which class.
+        excluded: stands for the similarity of all others in the softmax; ``exp`` of it is 0 in every float format.
+
+    Returns:
+        ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
+    """
+    chosen = torch.where(valid[..., None], similar[:, None], torch.full_like(similar[:, None], excluded))
+    weights = torch.softmax(chosen, dim=2) * valid[..., None]
+    return (weights * similar[:, None]).sum(dim=2)

@@ -1,0 +1,5 @@
+"""Few-shot segmentation networks."""
+
+from .alpnet import ALPNet
+
+__all__ = ["ALPNet"]

@@ -1,0 +1,33 @@
+"""Transforms from a scan to episodes, and from scores to a label map; each in array and dictionary form."""
+
+from .body import BodyMask, BodyMaskd
+from .check import CheckVolumed
+from .chunks import QueryChunksd
+from .episode import RandEpisoded, RandView
+from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
+from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
+from .spatial import OrientSlices, OrientSlicesd, RestoreGeometry, RestoreGeometryd, SliceFrame, SliceFramed
+from .superpixel import Superpixels, Superpixelsd
+
+__all__ = [
+    "BodyMask",
+    "BodyMaskd",
+    "CheckVolumed",
+    "ClassMasksd",
+    "LabelMap",
+    "LabelMapd",
+    "LabelMasksd",
+    "OrientSlices",
+    "OrientSlicesd",
+    "QueryChunksd",
+    "RandEpisoded",
+    "RandPseudoLabel",
+    "RandPseudoLabeld",
+    "RandView",
+    "RestoreGeometry",
+    "RestoreGeometryd",
+    "SliceFrame",
+    "SliceFramed",
+    "Superpixels",
+    "Superpixelsd",
+]

@@ -1,0 +1,44 @@
+"""The one place where a query's ground truth reaches its segmentation: the published extent and chunk rule."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..keys import IMAGE, TRUTH
+from ..data.protocol import get_protocol, query_chunks
+from .spatial import OrientSlices
+
+
+class QueryChunksd(MapTransform):
+    """Write each label's chunk of each slice ``(n, D)`` into the query's meta data, if the protocol prescribes it.
+
+    Under the protocol ``volume`` nothing is read and nothing written.
+
+    Args:
+        protocol: name of the protocol.
+        labels: label values, in the order of the rows.
+        image_key: key of the query in the network's frame.
+        truth_key: key of its label map as stored.
+    """
+
+    def __init__(self, protocol: str, labels: Sequence[int], image_key: str = IMAGE, truth_key: str = TRUTH) -> None:
+        super().__init__([image_key, truth_key])
+        self.num_chunks = get_protocol(protocol).num_chunks
+        self.labels = list(labels)
+        self.orient = OrientSlices()
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Add ``chunks`` to the query's meta data."""
+        out = dict(data)
+        if self.num_chunks > 0:
+            image, truth = out[self.keys[0]], self.orient(out[self.keys[1]]).as_subclass(torch.Tensor)
+            shown = [(truth[0] == value).flatten(0, 1).any(dim=0).cpu().numpy() for value in self.labels]
+            image = image.clone()
+            image.meta["chunks"] = np.stack([query_chunks(s, self.num_chunks) for s in shown])
+            out[self.keys[0]] = image
+        return out

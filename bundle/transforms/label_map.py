@@ -1,0 +1,114 @@
+"""From scores to a label map with the support's own values, and to one mask a label."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+
+class LabelMap(Transform):
+    """The winning class of each voxel, as the label value that the support gives it.
+
+    The values come from ``label_values`` in the prediction's meta data, which :class:`FewShotInferer` writes.
+    """
+
+    def __call__(self, scores: MetaTensor) -> MetaTensor:
+        """Turn scores into a label map ``(1, H, W, D)``, uint8, or int16 for values above 255.
+
+        Args:
+            scores: ``(1 + n, H, W, D)`` with the background as channel 0, or ``(n, H, W, D)`` relative to a background
+                of 0. Ties go to the background.
+
+        Raises:
+            KeyError: without ``label_values`` in the meta data.
+            ValueError: if their number does not fit the channels.
+        """
+        if "label_values" not in scores.meta:
+            raise KeyError("LabelMap: the meta data lack label_values, which FewShotInferer writes")
+        values = [0, *(int(v) for v in np.asarray(scores.meta["label_values"]).ravel())]
+        plain = scores.as_subclass(torch.Tensor)
+        if len(values) == plain.shape[0] + 1:
+            plain = torch.cat([torch.zeros_like(plain[:1]), plain])
+        if len(values) != plain.shape[0]:
+            raise ValueError(f"LabelMap: {plain.shape[0]} channels for the label values {values}")
+        dtype = torch.uint8 if max(values) < 256 else torch.int16
+        table = torch.tensor(values, dtype=dtype, device=scores.device)
+        return MetaTensor(table[plain.argmax(dim=0, keepdim=True)], meta=dict(scores.meta), affine=scores.affine)
+
+
+class LabelMapd(MapTransform):
+    """Dictionary version of :class:`LabelMap`.
+
+    Args:
+        keys: keys of the scores.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.convert = LabelMap()
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Convert each prediction."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.convert(out[key])
+        return out
+
+
+class ClassMasksd(MapTransform):
+    """Scores to one mask a label, each ``(n, H, W, D)``, uint8.
+
+    Scores with a background channel ``(1 + n, …)`` compete: each voxel belongs to one label at most. Scores without
+    one ``(n, …)`` are each label's own against its background, and masks may overlap.
+
+    Args:
+        keys: keys of the scores, with ``label_values`` in their meta data.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Convert each entry."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            scores, count = out[key], np.asarray(out[key].meta["label_values"]).size
+            plain = scores.as_subclass(torch.Tensor)
+            if plain.shape[0] == count:
+                masks = plain > 0
+            else:
+                masks = plain.argmax(dim=0, keepdim=True) == torch.arange(1, count + 1).view(-1, 1, 1, 1).to(
+                    plain.device
+                )
+            out[key] = MetaTensor(masks.to(torch.uint8), meta=dict(scores.meta), affine=scores.affine)
+        return out
+
+
+class LabelMasksd(MapTransform):
+    """A label map ``(1, H, W, D)`` to one mask a label ``(n, H, W, D)``, uint8.
+
+    Args:
+        keys: keys of the label maps.
+        labels: the values, in the order of the masks.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.labels = list(labels)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Convert each entry."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            plain = out[key].as_subclass(torch.Tensor)
+            values = torch.tensor(self.labels, device=plain.device).view(-1, 1, 1, 1)
+            out[key] = MetaTensor((plain == values).to(torch.uint8), meta=dict(out[key].meta), affine=out[key].affine)
+        return out

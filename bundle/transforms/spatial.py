@@ -1,0 +1,205 @@
+"""Geometry: from a scan as stored to the frame in which the network sees its slices, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import MapTransform, Orientation, SpatialResample, Transform
+from monai.utils import ensure_tuple_rep
+from nibabel import aff2axcodes
+
+
+def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.5) -> str:
+    """Orientation codes with the slice axis last: ``"RAS"`` for axial scans.
+
+    The slice axis is the one whose spacing exceeds the two others' by the factor ``anisotropy``; without such an
+    axis it is the one that runs from feet to head. Short-axis cardiac scans keep their own slices that way.
+    """
+    affine = np.asarray(affine)
+    codes = "".join(aff2axcodes(affine))
+    spacing = affine_to_spacing(affine, 3)
+    coarse = int(np.argmax(spacing))
+    others = np.delete(spacing, coarse)
+    pairs = [next(pair for pair in ("RL", "AP", "SI") if code in pair) for code in codes]
+    last = pairs[coarse] if spacing[coarse] > anisotropy * others.max() else "SI"
+    return "".join([*(pair[0] for pair in ("RL", "AP", "SI") if pair != last), last[0]])
+
+
+class OrientSlices(Transform):
+    """Bring a volume to right-anterior-superior axes with its slice axis last.
+
+    Args:
+        anisotropy: see :func:`slice_axcodes`.
+    """
+
+    def __init__(self, anisotropy: float = 1.5) -> None:
+        self.anisotropy = anisotropy
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Reorient ``(C, …)`` to ``(C, H, W, D)``; the affine follows."""
+        if image.ndim != 4:
+            raise ValueError(
+                f"{image.meta.get('filename_or_obj', 'image')}: expected a 3D volume, got {image.ndim - 1} spatial axes "
+                f"{tuple(image.shape[1:])}; convert 2D images to a one-slice volume and split 4D series into 3D files"
+            )
+        return Orientation(slice_axcodes(image.affine, self.anisotropy), labels=None)(image)
+
+
+class OrientSlicesd(MapTransform):
+    """Dictionary version of :class:`OrientSlices`.
+
+    Args:
+        keys: keys of the volumes.
+        anisotropy: see :func:`slice_axcodes`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: KeysCollection, anisotropy: float = 1.5, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.orient = OrientSlices(anisotropy)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Reorient each volume."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.orient(out[key])
+        return out
+
+
+def body_box(mask: np.ndarray, occupancy: float = 0.02) -> tuple[slice, slice]:
+    """In-plane box of a body mask ``(H, W, D)``: rows and columns with more than a share of the fullest one's pixels.
+
+    The whole plane if the mask is empty.
+    """
+    box = []
+    for axis in range(2):
+        profile = mask.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
+        inside = np.flatnonzero(profile > occupancy * profile.max())
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, mask.shape[axis]))
+    return box[0], box[1]
+
+
+class SliceFrame(Transform):
+    """Bring the slices of a volume into the network's frame: cut to a box, resized to one size.
+
+    With the body's box, places in the frame are places in the body whatever the patient's size and the field of
+    view, which the position term of the matching relies on; and no resolution is spent on air.
+
+    Args:
+        size: rows and columns of the frame, multiples of the network's stride.
+        occupancy: see :func:`body_box`.
+        mode: interpolation, ``"bilinear"`` (antialiased) or ``"nearest"``.
+    """
+
+    def __init__(self, size: Sequence[int] = (256, 256), occupancy: float = 0.02, mode: str = "bilinear") -> None:
+        self.size = tuple(size)
+        self.occupancy = occupancy
+        self.mode = mode
+
+    def __call__(self, image: MetaTensor, body: NdarrayOrTensor | None = None, mode: str | None = None) -> MetaTensor:
+        """Cut and resize ``(C, H, W, D)`` to ``(C, *size, D)``; the affine follows.
+
+        Args:
+            image: volume with its affine.
+            body: mask ``(1, H, W, D)`` whose in-plane box is cut out; ``None`` keeps the whole plane.
+            mode: overrides the interpolation.
+        """
+        rows, columns = slice(0, image.shape[1]), slice(0, image.shape[2])
+        if body is not None:
+            rows, columns = body_box(np.asarray(torch.as_tensor(body).cpu())[0] > 0, self.occupancy)
+        cut = image[:, rows, columns].as_subclass(torch.Tensor)
+        shape = cut.shape[1:3]
+        planes = cut.permute(0, 3, 1, 2).float()  # (C, D, h, w): slices are channels of a 2D interpolation
+        if tuple(shape) != self.size:
+            if (mode or self.mode) == "nearest":
+                planes = F.interpolate(planes, size=self.size, mode="nearest-exact")
+            else:
+                planes = F.interpolate(planes, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+        scale = torch.tensor([shape[0] / self.size[0], shape[1] / self.size[1], 1.0], dtype=torch.float64)
+        step = torch.diag(torch.cat([scale, torch.ones(1, dtype=torch.float64)]))
+        step[:2, 3] = (scale[:2] - 1) / 2 + torch.tensor([rows.start, columns.start], dtype=torch.float64)
+        out = MetaTensor(planes.permute(0, 2, 3, 1).contiguous(), meta=dict(image.meta))
+        out.affine = image.affine.to(torch.float64) @ step
+        return out
+
+
+class SliceFramed(MapTransform):
+    """Dictionary version of :class:`SliceFrame`.
+
+    Args:
+        keys: keys of the volumes, all on one grid.
+        body_key: key of the body mask; ``None`` keeps the whole plane.
+        size, occupancy: see :class:`SliceFrame`.
+        mode: interpolation for all keys, or one for each.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        body_key: str | None = "body",
+        size: Sequence[int] = (256, 256),
+        occupancy: float = 0.02,
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.body_key = body_key
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.frame = SliceFrame(size, occupancy)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Bring each volume into the frame."""
+        out = dict(data)
+        body = data[self.body_key] if self.body_key else None
+        for key, mode in self.key_iterator(out, self.mode):
+            out[key] = self.frame(out[key], body, mode)
+        return out
+
+
+class RestoreGeometry(Transform):
+    """Bring a prediction from the network's frame back to the grid of the file that it belongs to.
+
+    Args:
+        mode: interpolation, ``"bilinear"`` for scores, ``"nearest"`` for label maps.
+    """
+
+    def __init__(self, mode: str = "bilinear") -> None:
+        self.resample = SpatialResample(mode=mode, padding_mode="zeros", align_corners=False, dtype=torch.float32)
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Resample ``(C, H, W, D)`` to ``original_affine`` and ``spatial_shape`` of its meta data; 0 outside."""
+        missing = [key for key in ("original_affine", "spatial_shape") if key not in image.meta]
+        if missing:
+            raise KeyError(f"RestoreGeometry: the meta data lack {missing}; the volume must come from LoadImage")
+        shape = [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()]
+        out = self.resample(image, dst_affine=torch.as_tensor(image.meta["original_affine"]), spatial_size=shape)
+        out.affine = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
+        return out
+
+
+class RestoreGeometryd(MapTransform):
+    """Dictionary version of :class:`RestoreGeometry`.
+
+    Args:
+        keys: keys of the predictions.
+        mode: see :class:`RestoreGeometry`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", mode: str = "bilinear", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.restore = RestoreGeometry(mode)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Restore each prediction."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.restore(out[key])
+        return out

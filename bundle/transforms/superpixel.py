@@ -1,0 +1,157 @@
+"""Superpixels: the oversegmentation whose pieces serve as pseudo-labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type, optional_import
+
+felzenszwalb, _ = optional_import("skimage.segmentation", name="felzenszwalb")
+slic, _ = optional_import("skimage.segmentation", name="slic")
+relabel_sequential, _ = optional_import("skimage.segmentation", name="relabel_sequential")
+label_components, _ = optional_import("skimage.measure", name="label")
+
+METHODS = ("felzenszwalb", "slic")
+
+
+class Superpixels(Transform):
+    """Superpixel map of every axial slice, inside a body mask.
+
+    Superpixels that the mask cuts to fewer than ``min_piece`` pixels vanish, and what it cuts apart counts as
+    separate pieces. Deterministic; a map is computed once for each content and set of parameters if a cache
+    folder is given.
+
+    Args:
+        method: ``"felzenszwalb"`` (the paper) or ``"slic"``.
+        parameters: passed on to ``skimage.segmentation``. The paper's for Felzenszwalb are ``scale=1, sigma=1,
+            min_size=400`` for 256 x 256 slices of CT and MR (variants: 100 with ``sigma=0.8``, 1600); a typical
+            choice for SLIC is ``n_segments=100, compactness=0.1``.
+        min_piece: smallest area in pixels of a piece that stays in the map.
+        cache_dir: folder of the disk cache; ``None`` for none.
+        num_workers: threads over slices (scikit-image releases the interpreter lock while it segments).
+
+    Raises:
+        ValueError: for an unknown method, or an image and mask of different shape.
+
+    Reference: Felzenszwalb and Huttenlocher, IJCV 59(2), 2004, https://doi.org/10.1023/B:VISI.0000022288.19776.77;
+    Achanta et al., IEEE TPAMI 34(11), 2012, https://doi.org/10.1109/TPAMI.2012.120.
+    """
+
+    def __init__(
+        self,
+        method: str = "felzenszwalb",
+        parameters: Mapping[str, Any] | None = None,
+        min_piece: int = 64,
+        cache_dir: str | os.PathLike | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"superpixel method must be one of {METHODS}, got {method!r}")
+        self.method = method
+        self.parameters = dict(parameters or {})
+        self.min_piece = min_piece
+        self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.num_workers = num_workers
+
+    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
+        """Compute the map of ``(1, H, W, D)`` or ``(1, H, W)``: same shape, int16, 0 outside, 1.. in each slice.
+
+        Args:
+            image: one channel, any intensity scale.
+            mask: body mask of the same shape; ``None`` for the whole image.
+        """
+        values = np.asarray(torch.as_tensor(image).cpu(), dtype=np.float32)
+        inside = np.ones(values.shape, bool) if mask is None else np.asarray(torch.as_tensor(mask).cpu()) > 0
+        if inside.shape != values.shape:
+            raise ValueError(f"mask of shape {inside.shape} does not fit the image of shape {values.shape}")
+        cached = self._cache_file(values, inside)
+        if cached is not None and cached.exists():
+            maps = np.load(cached)["superpixels"]
+        else:
+            maps = self._compute(values, inside)
+            if cached is not None:
+                _save(cached, maps)
+        return convert_to_dst_type(maps, image, dtype=torch.int16)[0]
+
+    def _compute(self, values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        volume = values[0] if values.ndim == 4 else values[0, ..., None]
+        body = inside[0] if inside.ndim == 4 else inside[0, ..., None]
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            slices = list(pool.map(self._segment, np.moveaxis(volume, -1, 0), np.moveaxis(body, -1, 0)))
+        return np.stack(slices, axis=-1).reshape(values.shape)
+
+    def _segment(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if not mask.any():
+            return np.zeros(image.shape, np.int16)
+        image = np.ascontiguousarray(image)
+        if self.method == "felzenszwalb":
+            segments = felzenszwalb(image, **self.parameters) + 1
+        else:
+            segments = slic(image, mask=mask, channel_axis=None, start_label=1, **self.parameters)
+        pieces = label_components(segments * mask, background=0, connectivity=1)
+        areas = np.bincount(pieces.ravel())
+        pieces[areas[pieces] < self.min_piece] = 0
+        return relabel_sequential(pieces)[0].astype(np.int16)
+
+    def _cache_file(self, values: np.ndarray, inside: np.ndarray) -> Path | None:
+        if self.cache_dir is None:
+            return None
+        key = hashlib.sha1(repr((self.method, sorted(self.parameters.items()), self.min_piece, values.shape)).encode())
+        key.update(np.ascontiguousarray(values))
+        key.update(np.packbits(inside))
+        return self.cache_dir / f"{key.hexdigest()}.npz"
+
+
+def _save(path: Path, superpixels: np.ndarray) -> None:
+    """Write a map in one step, so that a run that is killed leaves no half of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.savez_compressed(file, superpixels=superpixels)
+    os.replace(file.name, path)
+
+
+class Superpixelsd(MapTransform):
+    """Dictionary version of :class:`Superpixels`.
+
+    Args:
+        keys: image keys.
+        mask_key: key of the body mask; ``None`` for the whole image.
+        superpixels_key: where the map goes; with several keys, a suffix of theirs.
+        method, parameters, min_piece, cache_dir, num_workers: see :class:`Superpixels`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        mask_key: str | None = "body",
+        superpixels_key: str = "superpixels",
+        method: str = "felzenszwalb",
+        parameters: Mapping[str, Any] | None = None,
+        min_piece: int = 64,
+        cache_dir: str | os.PathLike | None = None,
+        num_workers: int = 1,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+        self.superpixels_key = superpixels_key
+        self.converter = Superpixels(method, parameters, min_piece, cache_dir, num_workers)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Add the superpixel map of each image."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            name = self.superpixels_key if len(self.keys) == 1 else f"{key}_{self.superpixels_key}"
+            out[name] = self.converter(out[key], out[self.mask_key] if self.mask_key else None)
+        return out
