@@ -3,7 +3,7 @@
 from .check_run import check_run
 from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
 from .episodes import EpisodeDataset, EpisodeSampler, prepare_episodes
-from .protocol import PROTOCOLS, Protocol, fold_cases, get_protocol, query_chunks, support_slices
+from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 from .support import SupportScan, default_support, load_support, query_list, resolve_support
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "case_name",
     "check_run",
     "default_support",
+    "evaluation_split",
     "fold_cases",
     "get_protocol",
     "held_out",

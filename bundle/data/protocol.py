@@ -6,10 +6,17 @@ protocols ``official``, ``adnet_ep1`` and ``adnet_ep2`` prescribe; the protocol 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+from ..keys import LABEL
+from .datalist import make_datalist
+
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def fold_cases(cases: Sequence[str], fold: int, num_folds: int = 5) -> tuple[list[str], list[str]]:
+def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5) -> tuple[list[Case], list[Case]]:
     """Training and validation cases of a fold, as the official code splits them.
 
     Cases are in order of their number. Fold ``f`` starts at ``f * (n // num_folds)``; its validation set runs to the
@@ -99,3 +106,39 @@ def query_chunks(labelled: np.ndarray, num_chunks: int = 3) -> np.ndarray:
     for z in range(first, last + 1):
         chunks[z] = min(int((z - first) // width), num_chunks - 1) if width > 0 else 0
     return chunks
+
+
+def evaluation_split(
+    dataset_dir: str | os.PathLike,
+    protocol: str,
+    fold: int,
+    num_folds: int = 5,
+    support_index: int | None = None,
+) -> dict[str, list[dict]]:
+    """Training, support and query scans of a fold of a data set.
+
+    Args:
+        dataset_dir: folder of the data set, every image labelled.
+        protocol: name of the protocol.
+        fold: fold, from 0.
+        num_folds: number of folds.
+        support_index: which scan of the validation set is the support; ``None`` for the protocol's own.
+
+    Returns:
+        ``{"train": …, "support": …, "queries": …}``, each a list of ``{"image", "label"}``.
+
+    Raises:
+        ValueError: if the protocol, fold or support does not exist or there are too few labelled scans.
+    """
+    rule = get_protocol(protocol)
+    entries = [entry for entry in make_datalist(dataset_dir) if LABEL in entry]
+    training, validation = fold_cases(range(len(entries)), fold, num_folds)
+    index = rule.support_index if support_index is None else support_index
+    if not -len(validation) <= index < len(validation):
+        raise ValueError(f"support_index must be in 0..{len(validation) - 1}, got {index}")
+    support = validation[index]
+    return {
+        "train": [entries[i] for i in training],
+        "support": [entries[support]],
+        "queries": [entries[i] for i in validation if i != support],
+    }

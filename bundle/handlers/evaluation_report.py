@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..data.datalist import case_name
-from ..keys import PRED, TRUTH
+from ..keys import PRED, TRUTH_MASKS
 from ..metrics import scan_dice
 
 
@@ -60,9 +60,11 @@ class EvaluationReport:
 
     def add(self, engine: Engine) -> None:
         """Measure the cases of an iteration and write the table."""
-        for output, batch in zip(engine.state.output, engine.state.batch):
+        for output in engine.state.output:
             dice = scan_dice(
-                output[PRED].as_subclass(torch.Tensor), batch[TRUTH].as_subclass(torch.Tensor), self.within_extent
+                output[PRED].as_subclass(torch.Tensor),
+                output[TRUTH_MASKS].as_subclass(torch.Tensor),
+                self.within_extent,
             )
             case = case_name(str(output[PRED].meta.get("filename_or_obj", "case")))
             for value, score in zip(self.labels, dice.tolist()):
