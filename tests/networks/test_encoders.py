@@ -179,3 +179,46 @@ def test_arguments_out_of_range_are_named(build, message):
 def test_counts_must_be_integers(value):
     with pytest.raises(TypeError, match="num_blocks must be an integer, got"):
         EfficientNetLiteEncoder("lite0", value)
+
+
+def test_taps_are_the_blocks_outputs_of_unit_norm():
+    encoder = EfficientNetLiteEncoder("lite0", num_blocks=6, embedding_channels=None, taps=[3, 6]).eval()
+    image = torch.rand(1, 3, 64, 96)
+    x, expected = encoder.stem(image), []
+    for number, block in enumerate(encoder.blocks, start=1):
+        x = block(x)
+        if number in (3, 6):
+            level = x if x.shape[-1] == 12 else torch.nn.functional.avg_pool2d(x, x.shape[-1] // 12)
+            expected.append(level / level.norm(dim=1, keepdim=True))
+    assert encoder.out_channels == 24 + 80
+    torch.testing.assert_close(encoder(image), torch.cat(expected, dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.jit.script(encoder)(image), encoder(image), atol=1e-6, rtol=0)
+
+
+def test_frozen_depthwise_gradient_is_the_general_one():
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 64, 64)
+    gradients = []
+    for frozen in (False, True):
+        torch.manual_seed(1)
+        encoder = EfficientNetLiteEncoder(
+            "lite0", num_blocks=7, embedding_channels=8, freeze_norm=True, freeze_depthwise=frozen
+        ).double()
+        encoder(image.double()).square().sum().backward()
+        assert (encoder.blocks[6].depthwise.conv.weight.grad is None) == frozen
+        gradients.append(encoder.blocks[0].project.conv.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_frozen_blocks_do_not_learn():
+    encoder = EfficientNetLiteEncoder("lite0", num_blocks=6, embedding_channels=None, taps=[6], frozen_blocks=4)
+    encoder(torch.rand(1, 3, 32, 32)).sum().backward()
+    learns = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert not any(name.startswith(("stem", "blocks.0", "blocks.3")) for name in learns)
+    assert any(name.startswith("blocks.4") for name in learns)
+    assert "heads.0.weight" in learns
+
+
+def test_taps_beyond_the_blocks_are_refused():
+    with pytest.raises(ValueError, match="taps must be block numbers in 1..6"):
+        EfficientNetLiteEncoder("lite0", num_blocks=6, embedding_channels=None, taps=[7])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import List, NamedTuple, Sequence
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 
 from .base import Encoder, check_count, check_output_stride
+from .depthwise import DepthwiseConv2d
 
 _STEM_CHANNELS = 32  # the Lite family scales neither the stem nor the repeats of the first and the last stage
 _NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
@@ -88,6 +90,12 @@ class EfficientNetLiteEncoder(Encoder):
         output_stride: input pixels per feature cell: 4, 8, 16 or 32.
         embedding_channels: output channels; None for the last block's own.
         freeze_norm: keep batch normalization in evaluation mode while training.
+        taps: numbers (from 1) of the blocks whose outputs make the features, such as ``[5, 11]``, each with a 1x1
+            convolution of its own that starts as the identity, each of unit norm in every cell, one below the other.
+            The cosine similarity of such features is the mean of the taps' cosines. Takes the place of the closing
+            convolution: ``embedding_channels`` must be None. None uses the last block alone.
+        frozen_blocks: the stem and so many first blocks do not learn.
+        freeze_depthwise: depthwise filters do not learn; a step on CPU then takes a fraction of the time.
 
     Raises:
         TypeError: if a count is no integer.
@@ -111,6 +119,9 @@ class EfficientNetLiteEncoder(Encoder):
         output_stride: int = 8,
         embedding_channels: int | None = 256,
         freeze_norm: bool = False,
+        taps: Sequence[int] | None = None,
+        frozen_blocks: int = 0,
+        freeze_depthwise: bool = False,
     ) -> None:
         plan = lite_blocks(variant)
         if num_blocks is not None:
@@ -124,7 +135,13 @@ class EfficientNetLiteEncoder(Encoder):
             raise ValueError(
                 f"output_stride must be at most {reached} for {len(plan)} blocks of {variant}, got {output_stride}"
             )
+        if taps is not None and (embedding_channels is not None or not 0 < min(taps) <= max(taps) <= len(plan)):
+            raise ValueError(
+                f"taps must be block numbers in 1..{len(plan)} with embedding_channels=None, got {list(taps)} with "
+                f"embedding_channels={embedding_channels}"
+            )
         super().__init__(3, plan[-1].out_channels, embedding_channels, output_stride, freeze_norm)
+        self.taps: List[int] = sorted(taps or [0])  # 0 is no block; TorchScript takes no empty list
 
         self.stem = nn.Sequential(*_same_convolution(3, _STEM_CHANNELS, kernel_size=3, stride=2))
         self.blocks = nn.Sequential()
@@ -136,6 +153,21 @@ class EfficientNetLiteEncoder(Encoder):
             else:
                 self.blocks.append(InvertedBottleneck(block, dilation))
                 stride *= block.stride
+        self.heads = nn.ModuleList()
+        for tap in sorted(taps or []):
+            channels = plan[tap - 1].out_channels
+            head = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+            nn.init.dirac_(head.weight)
+            self.heads.append(head)
+        if taps is not None:
+            self.out_channels = sum(plan[tap - 1].out_channels for tap in taps)
+        if frozen_blocks > 0:
+            self.stem.requires_grad_(False)
+            self.blocks[:frozen_blocks].requires_grad_(False)
+        if freeze_depthwise:
+            for module in self.modules():
+                if isinstance(module, DepthwiseConv2d):
+                    module.requires_grad_(False)
         self.train()  # freeze_norm acts from the start
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -147,7 +179,22 @@ class EfficientNetLiteEncoder(Encoder):
         Returns:
             Features, (B, out_channels, H / output_stride, W / output_stride).
         """
-        return self.localconv(self.blocks(self.stem(image)))
+        x = self.stem(image)
+        if len(self.heads) == 0:
+            return self.localconv(self.blocks(x))
+        levels: List[torch.Tensor] = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number + 1 in self.taps:
+                levels.append(x)
+        features: List[torch.Tensor] = []
+        for index, head in enumerate(self.heads):
+            level = levels[index]
+            if level.shape[2] != x.shape[2] or level.shape[3] != x.shape[3]:
+                level = F.adaptive_avg_pool2d(level, [x.shape[2], x.shape[3]])
+            level = head(level).float()
+            features.append(level / torch.linalg.vector_norm(level, 2.0, [1], True).clamp(min=1e-4))
+        return torch.cat(features, dim=1)
 
 
 class InvertedBottleneck(nn.Module):
@@ -211,6 +258,11 @@ def _same_convolution(
         norm=_NORM,
         act=_ACT,
     )
+    if groups == in_channels == out_channels:
+        plain = convolution.conv
+        convolution.conv = DepthwiseConv2d(
+            in_channels, out_channels, kernel_size, stride, plain.padding, dilation, groups, bias=False
+        )
     return pad, convolution
 
 

@@ -142,7 +142,7 @@ class ALPNet(nn.Module):
         """Features of images: ``(B, C, H, W) -> (B, D, h, w)``."""
         if images.shape[1] == 1 and self.in_channels > 1:
             images = images.expand(-1, self.in_channels, -1, -1)
-        return self.encoder(images)
+        return self.encoder(images.contiguous(memory_format=torch.channels_last))
 
     def split_masks(self, support_label: Tensor, image_ways: int) -> Tuple[Tensor, Tensor]:
         """Masks of all classes on all support images: foreground ``(B, way, M, H, W)``, background ``(B, M, H, W)``.
