@@ -5,6 +5,7 @@ from .datalist import case_name, held_out, label_names, list_images, make_datali
 from .episodes import EpisodeDataset, EpisodeSampler, prepare_episodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 from .support import SupportScan, default_support, load_support, query_list, resolve_support
+from .writer import VolumeWriter
 
 __all__ = [
     "PROTOCOLS",
@@ -12,6 +13,7 @@ __all__ = [
     "EpisodeSampler",
     "Protocol",
     "SupportScan",
+    "VolumeWriter",
     "case_name",
     "check_run",
     "default_support",

@@ -53,15 +53,18 @@ def check_run(
 
 def _open(path: str) -> nib.spatialimages.SpatialImage:
     try:
-        return nib.load(path)
+        image = nib.load(path)
     except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
         raise ValueError(f"{path}: cannot be read as NIfTI ({str(error).splitlines()[0]}); replace the file") from None
+    if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
+        raise ValueError(f"{path}: voxels must be single real numbers, got {image.get_data_dtype()}; convert the file")
+    return image
 
 
 def _read(path: str) -> np.ndarray:
     image = _open(path)
     try:
-        return np.asanyarray(image.dataobj)[None]
+        return np.asarray(image.dataobj, dtype=np.float32)[None]  # as LoadImage reads, whatever the file's type
     except Exception as error:  # as above: a truncated gzip stream, a short file, a checksum
         raise ValueError(
             f"{path}: cannot be read to its end ({str(error).splitlines()[0]}); replace the file"

@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ..keys import IMAGE, TRUTH
 from ..data.protocol import get_protocol, query_chunks
+from ..keys import IMAGE, TRUTH
 from .spatial import OrientSlices
 
 

@@ -51,7 +51,8 @@ def apply_views(
     Args:
         images: ``(B, C, H, W)``.
         masks: ``(B, K, H, W)``.
-        affine, displacement: see :func:`view_grid`.
+        affine: see :func:`view_grid`.
+        displacement: see :func:`view_grid`.
         gamma: ``(B,)``, see :func:`apply_gamma`.
 
     Returns:

@@ -18,7 +18,7 @@ class LabelMap(Transform):
     """
 
     def __call__(self, scores: MetaTensor) -> MetaTensor:
-        """Turn scores into a label map ``(1, H, W, D)``, uint8, or int16 for values above 255.
+        """Turn scores into a label map ``(1, H, W, D)``, uint8, int16 or int32 as the values need.
 
         Args:
             scores: ``(1 + n, H, W, D)`` with the background as channel 0, or ``(n, H, W, D)`` relative to a background
@@ -36,7 +36,7 @@ class LabelMap(Transform):
             plain = torch.cat([torch.zeros_like(plain[:1]), plain])
         if len(values) != plain.shape[0]:
             raise ValueError(f"LabelMap: {plain.shape[0]} channels for the label values {values}")
-        dtype = torch.uint8 if max(values) < 256 else torch.int16
+        dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if max(values) <= torch.iinfo(d).max)
         table = torch.tensor(values, dtype=dtype, device=scores.device)
         return MetaTensor(table[plain.argmax(dim=0, keepdim=True)], meta=dict(scores.meta), affine=scores.affine)
 

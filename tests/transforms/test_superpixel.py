@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.segmentation import felzenszwalb
+
+from bundle.data.phantom import make_phantom
+from bundle.transforms import Superpixels, Superpixelsd, superpixel
+
+PARAMETERS = {"scale": 1, "sigma": 0.5, "min_size": 20}
+
+
+@pytest.fixture
+def two_squares():
+    """Two bright squares on dark ground, and the mask of both: (1, 32, 32) each."""
+    image = np.zeros((1, 32, 32), np.float32)
+    image[0, 4:14, 4:14] = 1.0
+    image[0, 18:28, 18:28] = 2.0
+    return image, image > 0
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """Generated slices and a body: (1, 48, 48, 4) each."""
+    image, _, _ = make_phantom(1, shape=(48, 48, 4), spacing_mm=(7.0, 7.0, 30.0))
+    image = image.astype(np.float32)[None]
+    return (image - image.mean()) / image.std(), image > 100
+
+
+@pytest.fixture
+def count_calls(monkeypatch):
+    """How often a slice is segmented."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args[0].shape)
+        return felzenszwalb(*args, **kwargs)
+
+    monkeypatch.setattr(superpixel, "felzenszwalb", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("felzenszwalb", {"scale": 1, "sigma": 0.1, "min_size": 20}), ("slic", {"n_segments": 2, "compactness": 1e-3})],
+)
+def test_two_squares_give_two_superpixels(two_squares, method, parameters):
+    image, mask = two_squares
+    maps = Superpixels(method, parameters, min_piece=10)(image, mask)
+    assert maps.dtype == np.int16
+    assert sorted(np.unique(maps)) == [0, 1, 2]
+    assert (maps[0, 4:14, 4:14] == maps[0, 4, 4]).all()
+    assert (maps[0, 18:28, 18:28] == maps[0, 18, 18]).all()
+    assert (maps[~mask] == 0).all()
+
+
+def test_what_the_mask_cuts_apart_is_two_pieces_and_small_ones_vanish():
+    image = np.zeros((1, 30, 30), np.float32)
+    mask = np.ones_like(image)
+    mask[0, :, 10] = 0  # leaves 10 columns on the left and 19 on the right
+    cut = Superpixels("felzenszwalb", {"min_size": 50}, min_piece=1)(image, mask)
+    assert cut[0, 0, 0] != cut[0, 0, 20]
+    assert set(np.unique(cut)) == {0, 1, 2}
+    kept = Superpixels("felzenszwalb", {"min_size": 50}, min_piece=300)(image, mask)
+    np.testing.assert_array_equal(kept, cut)  # the left piece has 300 pixels
+    gone = Superpixels("felzenszwalb", {"min_size": 50}, min_piece=301)(image, mask)
+    assert set(np.unique(gone)) == {0, 1}
+    assert (gone[0, :, :11] == 0).all()
+    assert Superpixels("felzenszwalb", {"min_size": 50}, min_piece=571)(image, mask).max() == 0
+
+
+def test_map_equals_a_literal_computation(scan):
+    image, body = scan
+    got = Superpixels("felzenszwalb", PARAMETERS, min_piece=12)(image, body)
+    for z in range(image.shape[-1]):
+        segments = felzenszwalb(np.ascontiguousarray(image[0, ..., z]), **PARAMETERS)
+        seen = np.zeros(segments.shape, bool)
+        for segment in np.unique(segments):
+            pieces, count = ndimage.label((segments == segment) & body[0, ..., z])
+            for piece in range(1, count + 1):
+                where = pieces == piece
+                values = np.unique(got[0, ..., z][where])
+                assert len(values) == 1
+                if where.sum() < 12:
+                    assert values[0] == 0
+                else:
+                    assert values[0] > 0
+                    assert (got[0, ..., z] == values[0]).sum() == where.sum()
+                seen |= where
+        assert (got[0, ..., z][~seen] == 0).all()
+        used = np.unique(got[0, ..., z])
+        np.testing.assert_array_equal(used, np.arange(len(used)))
+
+
+def test_slices_types_and_threads_agree(scan):
+    image, body = scan
+    whole = Superpixels("felzenszwalb", PARAMETERS, 12)(torch.from_numpy(image), torch.from_numpy(body))
+    assert whole.dtype == torch.int16
+    assert whole.shape == image.shape
+    np.testing.assert_array_equal(Superpixels("felzenszwalb", PARAMETERS, 12, num_workers=3)(image, body), whole)
+    single = Superpixels("felzenszwalb", PARAMETERS, 12)(image[..., 1], body[..., 1])
+    np.testing.assert_array_equal(single, whole[..., 1])
+    assert single.max() > 3
+
+
+def test_cached_map_is_computed_once(scan, tmp_path, count_calls):
+    image, body = scan
+    first = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path / "new" / "cache")(image, body)
+    assert len(count_calls) == 4
+    again = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path / "new" / "cache")(image, body)
+    assert len(count_calls) == 4
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, Superpixels("felzenszwalb", PARAMETERS, 12)(image, body))
+
+
+@pytest.mark.parametrize("change", ["image", "mask", "parameters", "min_piece"])
+def test_cache_is_keyed_by_everything_that_matters(scan, tmp_path, count_calls, change):
+    image, body = (array.copy() for array in scan)
+    parameters, min_piece = dict(PARAMETERS), 12
+    Superpixels("felzenszwalb", parameters, min_piece, cache_dir=tmp_path)(image, body)
+    if change == "image":
+        image[0, 20, 20, 0] += 1
+    elif change == "mask":
+        body[0, 24, 24, 0] = ~body[0, 24, 24, 0]
+    elif change == "parameters":
+        parameters["min_size"] = 21
+    else:
+        min_piece = 13
+    cached = Superpixels("felzenszwalb", parameters, min_piece, cache_dir=tmp_path)(image, body)
+    assert len(count_calls) == 8
+    np.testing.assert_array_equal(cached, Superpixels("felzenszwalb", parameters, min_piece)(image, body))
+
+
+def test_run_that_dies_while_it_writes_leaves_no_map(scan, tmp_path, monkeypatch, count_calls):
+    def dies(file, **arrays):
+        file.write(b"half of a")
+        file.flush()
+        raise KeyboardInterrupt
+
+    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(superpixel.np, "savez_compressed", dies)
+        with pytest.raises(KeyboardInterrupt):
+            make(*scan)
+    assert not list(tmp_path.glob("*.npz"))
+    maps = make(*scan)
+    assert len(count_calls) == 8
+    assert maps.max() > 3
+
+
+def test_two_writers_of_one_map_do_not_disturb_each_other(scan, tmp_path):
+    results = []
+    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
+    threads = [threading.Thread(target=lambda: results.append(make(*scan))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for maps in results:
+        np.testing.assert_array_equal(maps, results[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_dictionary_version_equals_the_array_version(scan):
+    image, body = scan
+    data = {"image": image, "body": body}
+    out = Superpixelsd("image", parameters=PARAMETERS, min_piece=12)(data)
+    np.testing.assert_array_equal(out["superpixels"], Superpixels(parameters=PARAMETERS, min_piece=12)(image, body))
+    assert set(data) == {"image", "body"}
+    free = Superpixelsd("image", mask_key=None, parameters=PARAMETERS, min_piece=12)(data)["superpixels"]
+    assert (free[~body] > 0).any()
+
+
+def test_bad_arguments_are_named(scan):
+    with pytest.raises(ValueError, match="superpixel method must be one of .*, got 'watershed'"):
+        Superpixels("watershed")
+    with pytest.raises(
+        ValueError, match=r"mask of shape \(1, 48, 48\) does not fit the image of shape \(1, 48, 48, 4\)"
+    ):
+        Superpixels()(scan[0], scan[1][..., 0])
