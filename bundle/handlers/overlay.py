@@ -1,0 +1,86 @@
+"""Pictures of every case that is segmented."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import LoadImage
+
+from ..data.datalist import case_name
+from ..keys import PRED
+from ..visualize import overlay_figure, save_figure, to_planes
+
+
+class OverlaySaver:
+    """Saves ``output_dir/<case>/<case>_overlay.png`` for each case: slices with the prediction, and the truth if known.
+
+    The image is read from its file again, since what the network saw is cut and normalized; one case is in memory at
+    a time. A case whose picture cannot be made is reported in the log and does not stop the run.
+
+    Args:
+        output_dir: folder of the predictions.
+        names: names of the label values.
+        pred_key: key of the label map ``(1, X, Y, Z)`` on the grid of the image's file.
+        truth_key: key of the true label map on the same grid; ``None`` for none.
+        count: slices in the picture.
+        postfix: end of the file's name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        names: Mapping[int, str] | None = None,
+        pred_key: str = PRED,
+        truth_key: str | None = None,
+        count: int = 8,
+        postfix: str = "overlay",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.names = dict(names or {})
+        self.pred_key = pred_key
+        self.truth_key = truth_key
+        self.count = count
+        self.postfix = postfix
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an evaluator whose outputs are decollated and postprocessed."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Save the pictures of an iteration."""
+        for output in engine.state.output:
+            try:
+                self.draw(output)
+            except (OSError, ValueError, RuntimeError) as error:
+                logging.getLogger(__name__).warning("no overlay of a case: %s", error)
+
+    def draw(self, output: Mapping[str, Any]) -> Path:
+        """Save the picture of one case and return its file.
+
+        Raises:
+            ValueError: if prediction, truth and image are not on one grid.
+        """
+        prediction = output[self.pred_key]
+        source = str(prediction.meta.get("filename_or_obj", ""))
+        image = LoadImage(image_only=True, ensure_channel_first=True)(source)
+        affine = np.asarray(image.affine)
+        planes = to_planes(_plain(image), affine)
+        maps = [
+            None if key is None else to_planes(_plain(output[key]), affine).values
+            for key in (self.pred_key, self.truth_key)
+        ]
+        case = case_name(source)
+        figure = overlay_figure(planes, *maps, names=self.names, title=case, count=self.count)
+        return save_figure(figure, self.output_dir / case / f"{case}_{self.postfix}.png", dpi=120)
+
+
+def _plain(volume: torch.Tensor) -> np.ndarray:
+    """The first channel of a tensor as an array."""
+    return volume.as_subclass(torch.Tensor)[0].cpu().numpy()
