@@ -55,6 +55,7 @@ def resolve_support(
 
     Raises:
         ValueError: if the list is empty or an entry lacks its image or label.
+        TypeError: if it is no list, or a path is none.
         FileNotFoundError: if a file does not exist.
     """
     if not support:
@@ -62,12 +63,16 @@ def resolve_support(
             "no support: label at least one scan and pass it, --support \"[{'image': 'imagesTr/a.nii.gz', "
             "'label': 'labelsTr/a.nii.gz'}]\""
         )
+    if isinstance(support, (str, Mapping)):
+        raise TypeError(f"support must be a list of {{'image': path, 'label': path}}, got {support!r}")
     resolved = []
     for entry in support:
         if not isinstance(entry, Mapping) or not {IMAGE, LABEL} <= set(entry):
             raise ValueError(f"a support entry needs the keys 'image' and 'label', got {entry!r}")
         paths = {}
         for key in (IMAGE, LABEL):
+            if not isinstance(entry[key], (str, os.PathLike)):
+                raise TypeError(f"a support's {key} must be a path, got {entry[key]!r}")
             path = os.fspath(entry[key])
             inside = os.path.join(os.fspath(dataset_dir), path) if dataset_dir is not None else path
             paths[key] = path if os.path.exists(path) or not os.path.exists(inside) else inside
