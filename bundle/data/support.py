@@ -15,6 +15,8 @@ from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL
 from .datalist import case_name, list_images, make_datalist
 
+VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
+
 
 @dataclass(frozen=True)
 class SupportScan:
@@ -25,17 +27,24 @@ class SupportScan:
         label: ``(H, W, D)`` integer label map.
         spacing_mm: distance of neighboring slices.
         name: what messages call it.
+        annotated: values of the structures that were annotated on this scan; what is not annotated is unknown here,
+            not background. ``None`` if the scan is annotated for every label in use.
     """
 
     image: torch.Tensor
     label: torch.Tensor
     spacing_mm: float
     name: str
+    annotated: tuple[int, ...] | None = None
 
     @property
     def values(self) -> list[int]:
         """Label values besides the background, ascending."""
         return [int(v) for v in torch.unique(self.label) if v > 0]
+
+    def annotates(self, value: int) -> bool:
+        """Whether the scan says where the structure of a value is and where it is not."""
+        return self.annotated is None or value in self.annotated
 
 
 def slice_spacing(image: torch.Tensor) -> float:
@@ -46,11 +55,12 @@ def slice_spacing(image: torch.Tensor) -> float:
 
 def resolve_support(
     support: Sequence[Mapping[str, Any]], dataset_dir: str | os.PathLike | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Complete and check a list of support scans without reading them.
 
     Args:
-        support: ``[{"image": path, "label": path}, …]``; paths may be relative to ``dataset_dir``.
+        support: ``[{"image": path, "label": path}, …]``; paths may be relative to ``dataset_dir``. ``"values"`` is
+            kept, see :func:`load_support`.
         dataset_dir: folder of the data set, or ``None``.
 
     Raises:
@@ -69,7 +79,7 @@ def resolve_support(
     for entry in support:
         if not isinstance(entry, Mapping) or not {IMAGE, LABEL} <= set(entry):
             raise ValueError(f"a support entry needs the keys 'image' and 'label', got {entry!r}")
-        paths = {}
+        paths: dict[str, Any] = {VALUES: entry[VALUES]} if entry.get(VALUES) is not None else {}
         for key in (IMAGE, LABEL):
             if not isinstance(entry[key], (str, os.PathLike)):
                 raise TypeError(f"a support's {key} must be a path, got {entry[key]!r}")
@@ -96,12 +106,13 @@ def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, An
 
 
 def load_support(
-    entry: Mapping[str, str], preprocessing: Callable[[dict], Mapping[str, Any]], labels: Sequence[int] | None = None
+    entry: Mapping[str, Any], preprocessing: Callable[[dict], Mapping[str, Any]], labels: Sequence[int] | None = None
 ) -> SupportScan:
     """Read and check one labelled scan.
 
     Args:
-        entry: ``{"image": path, "label": path}``.
+        entry: ``{"image": path, "label": path}``. With ``"values"``, ``{value in the file: value in the result}``,
+            labels of several scans share one numbering, and only these structures count as annotated on this scan.
         preprocessing: deterministic transform of both keys into the network's frame.
         labels: values to keep, others become background; ``None`` for all.
 
@@ -114,11 +125,25 @@ def load_support(
     check_volume(image, entry[IMAGE])
     found = check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
     kept = torch.as_tensor(label).as_subclass(torch.Tensor)[0].long()
+    annotated = None
+    if entry.get(VALUES) is not None:
+        mapping = {int(k): int(v) for k, v in entry[VALUES].items()}
+        renumbered = torch.zeros_like(kept)
+        for old, new in mapping.items():
+            renumbered[kept == old] = new
+        kept, annotated = renumbered, tuple(sorted(set(mapping.values())))
+        found = [int(v) for v in torch.unique(kept) if v > 0]
+        if not found:
+            raise ValueError(f"{entry[LABEL]}: none of the annotated values {sorted(mapping)} occurs")
     if labels is not None:
         wanted = [v for v in labels if v in found]
         if not wanted:
             raise ValueError(f"{entry[LABEL]}: none of the wanted label values {list(labels)} occurs, only {found}")
         kept = torch.where(torch.isin(kept, torch.tensor(wanted)), kept, torch.zeros_like(kept))
     return SupportScan(
-        torch.as_tensor(image).as_subclass(torch.Tensor).float(), kept, slice_spacing(image), case_name(entry[IMAGE])
+        torch.as_tensor(image).as_subclass(torch.Tensor).float(),
+        kept,
+        slice_spacing(image),
+        case_name(entry[IMAGE]),
+        annotated,
     )

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..checks import check_volume
 from ..data.protocol import support_slices
-from ..data.support import SupportScan, load_support, resolve_support, slice_spacing
+from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
+from ..keys import IMAGE, LABEL
 from .location import align_scans, describe_slices, nearest_slices
 from .precision import autocast
 
@@ -35,6 +36,7 @@ class EncodedSupport:
         description: ``(Ds, F)``, see :func:`describe_slices`.
         spacing_mm: distance of the slices.
         values: label values that occur.
+        annotates: whether the scan says where a value is, see :meth:`SupportScan.annotates`.
     """
 
     def __init__(self, scan: SupportScan, features: Tensor) -> None:
@@ -43,6 +45,7 @@ class EncodedSupport:
         self.description = describe_slices(features)
         self.spacing_mm = scan.spacing_mm
         self.values = scan.values
+        self.annotates = scan.annotates
 
 
 class FewShotInferer(Inferer):
@@ -137,7 +140,9 @@ class FewShotInferer(Inferer):
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             scores, possible = self._match_chunks(network, features, encoded, values, chunks)
         else:
-            scores, possible = self._match_nearest(network, features, encoded, values, slice_spacing(inputs))
+            chosen, fit = self._locate(features, encoded, slice_spacing(inputs))
+            scores, possible = self._match_nearest(network, features, encoded, values, chosen)
+            meta["support_fit"] = torch.tensor([fit])
         scores = smooth_slices(scores, possible, self.smoothing_mm / slice_spacing(inputs))
         scores = torch.cat(
             [
@@ -176,14 +181,17 @@ class FewShotInferer(Inferer):
             return [
                 self._cached(
                     network,
-                    tuple((path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in entry.values()),
+                    (*(file_state(entry[key]) for key in (IMAGE, LABEL)), json.dumps(entry.get(VALUES))),
                     device,
                     lambda e=entry: load_support(e, self.preprocessing, self.labels),
+                    len(entries),
                 )
                 for entry in resolve_support(entries, self.dataset_dir)
             ]
 
-    def _cached(self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan]) -> EncodedSupport:
+    def _cached(
+        self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan], in_use: int = 0
+    ) -> EncodedSupport:
         weights = [*network.parameters(), *network.buffers()]
         key = (*key, id(network), sum(w._version for w in weights), str(device))
         owner, encoded = self._cache.get(key, (None, None))
@@ -193,7 +201,7 @@ class FewShotInferer(Inferer):
             encoded = EncodedSupport(scan, self._encode(network, slices))
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
-        while len(self._cache) > max(self.cache_size, len(self.support)):
+        while len(self._cache) > max(self.cache_size, len(self.support), in_use):
             self._cache.popitem(last=False)
         return encoded
 
@@ -201,20 +209,59 @@ class FewShotInferer(Inferer):
         with torch.no_grad(), autocast(slices.device, self.precision):
             return torch.cat([network.encode(batch).float() for batch in slices.split(self.slice_batch_size)])
 
+    def _locate(
+        self, features: Tensor, encoded: Sequence[EncodedSupport], spacing_mm: float
+    ) -> tuple[list[Tensor], float]:
+        """Support slices ``(D, K)`` of each scan for the query's, and how well the best scan fits, in -1..1."""
+        description = describe_slices(features)
+        chosen, fit = [], -1.0
+        for scan in encoded:
+            positions, similar = align_scans(description, scan.description, spacing_mm, scan.spacing_mm)
+            chosen.append(nearest_slices(positions, len(scan.features), self.num_slices))
+            fit = max(fit, similar)
+        return chosen, fit
+
     def _match_nearest(
         self,
         network: nn.Module,
         features: Tensor,
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
-        spacing_mm: float,
+        chosen: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Scores ``(D, 1 + n, h, w)`` by the nearest support slices, and where each class can appear ``(D, 1 + n)``."""
-        description = describe_slices(features)
-        chosen = []
-        for scan in encoded:
-            positions, _ = align_scans(description, scan.description, spacing_mm, scan.spacing_mm)
-            chosen.append(nearest_slices(positions, len(scan.features), self.num_slices))
+        """Scores ``(D, 1 + n, h, w)`` by the nearest support slices, and where each class can appear ``(D, 1 + n)``.
+
+        A label is matched against the scans that annotate it: on others, its organ lies unmarked in what looks like
+        background. Labels of the same scans compete in one match; where the scans differ, each label's score is taken
+        relative to the background of its own scans.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, value in enumerate(values):
+            groups.setdefault(tuple(i for i, scan in enumerate(encoded) if scan.annotates(value)), []).append(row)
+        scores = features.new_zeros(len(features), 1 + len(values), *features.shape[-2:])
+        possible = torch.zeros(scores.shape[:2], dtype=torch.bool, device=features.device)
+        possible[:, 0] = True
+        for scans, rows in groups.items():
+            if not scans:
+                continue  # a wanted label that nobody annotated
+            some, ways, slices = [encoded[i] for i in scans], [values[r] for r in rows], [chosen[i] for i in scans]
+            part, can = self._match_group(network, features, some, ways, slices)
+            if len(groups) == 1:
+                return part, can
+            columns = [1 + row for row in rows]
+            scores[:, columns] = part[:, 1:] - part[:, :1]
+            possible[:, columns] = can[:, 1:]
+        return scores, possible
+
+    def _match_group(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        encoded: Sequence[EncodedSupport],
+        values: Sequence[int],
+        chosen: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Match labels that the same scans annotate; shapes as in :meth:`_match_nearest`."""
         grid = features.shape[-2:]
         wanted = torch.tensor(list(values), device=features.device)
         scores, possible = [], []
@@ -285,6 +332,12 @@ def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
         kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
         scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
     return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
+
+
+def file_state(path: str) -> tuple[str, int, int]:
+    """What changes when a file does: its path, time of change in ns and size in bytes."""
+    status = os.stat(path)
+    return path, status.st_mtime_ns, status.st_size
 
 
 def _to_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:

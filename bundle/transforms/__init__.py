@@ -8,6 +8,7 @@ from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
 from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
 from .spatial import OrientSlices, OrientSlicesd, RestoreGeometry, RestoreGeometryd, SliceFrame, SliceFramed
 from .superpixel import Superpixels, Superpixelsd
+from .support import SelectSupport, SelectSupportd, SupportFitd
 
 __all__ = [
     "BodyMask",
@@ -26,8 +27,11 @@ __all__ = [
     "RandView",
     "RestoreGeometry",
     "RestoreGeometryd",
+    "SelectSupport",
+    "SelectSupportd",
     "SliceFrame",
     "SliceFramed",
     "Superpixels",
     "Superpixelsd",
+    "SupportFitd",
 ]

@@ -1,0 +1,169 @@
+"""Finished labels of a MONAI Label studies folder, as support scans.
+
+Such a folder holds the images, ``datastore_v2.json`` and ``labels/final/``. Nothing of MONAI Label is imported: the
+files are the interface, which is the same in the server, in its training process and on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+
+from ..keys import IMAGE, LABEL
+
+INDEX = "datastore_v2.json"
+FINAL = "final"
+
+
+def label_value_names(values: Sequence[int], label_info: Sequence[Mapping[str, Any]], name: str = "label") -> dict:
+    """Name of each value of a finished label.
+
+    Annotation clients number the segments themselves, so that one organ may have another value in every scan. The
+    datastore's ``label_info`` says which. 3D Slicer counts a background segment before it drops it: where the listed
+    numbers are not those of the file, both are matched in ascending order.
+
+    Args:
+        values: values that occur in the file besides 0.
+        label_info: ``[{"name": "liver", "idx": 1}, …]``; may be empty, then ``1`` is called ``label 1``.
+        name: what messages call the file.
+
+    Returns:
+        ``{value: name}`` in ascending order of the values.
+
+    Raises:
+        ValueError: if names and values cannot be matched.
+    """
+    listed = sorted((int(i["idx"]), str(i["name"])) for i in label_info if i.get("name") and i.get("idx") is not None)
+    names = dict(listed)
+    if not names:
+        return {value: f"label {value}" for value in sorted(values)}
+    if set(values) <= set(names):
+        return {value: names[value] for value in sorted(values)}
+    if len(names) == len(values):
+        return dict(zip(sorted(values), (label for _, label in listed)))
+    raise ValueError(
+        f"{name}: the label values {sorted(values)} do not fit the names {names} of the datastore; save the label again"
+    )
+
+
+class Datastore:
+    """Reads a studies folder: images, their finished labels, and what their values mean.
+
+    Args:
+        root: the studies folder.
+
+    Raises:
+        ValueError: if its index is no valid JSON.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root).resolve()
+        try:
+            self.objects: dict[str, Any] = json.loads((self.root / INDEX).read_text()).get("objects", {})
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.root / INDEX}: no valid JSON ({error})") from None
+
+    @staticmethod
+    def find(image: str | os.PathLike, studies: str | os.PathLike | None = None) -> Datastore | None:
+        """The studies folder of an image: where it lies, or the given one; ``None`` if neither has an index."""
+        for folder in (Path(image).resolve().parent, studies):
+            if folder and (Path(folder) / INDEX).is_file():
+                return Datastore(folder)
+        return None
+
+    def identify(self, image: str | os.PathLike) -> str | None:
+        """Identifier of an image of this folder; ``None`` for any other file."""
+        path = os.path.realpath(image)
+        for key, item in self.objects.items():
+            if os.path.realpath(self._image(key, item)) == path:
+                return key
+        return None
+
+    def finished(self) -> list[str]:
+        """Identifiers of the scans with a finished label, sorted."""
+        found = []
+        for key, item in sorted(self.objects.items()):
+            if FINAL in item.get("labels", {}):
+                files = (self._image(key, item), self._label(key, item))
+                found += [key] if all(file.is_file() for file in files) else []
+        return found
+
+    def unlabelled(self) -> list[str]:
+        """Identifiers of the scans without a finished label, sorted."""
+        done = set(self.finished())
+        return [key for key in sorted(self.objects) if key not in done]
+
+    def entries(self, keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Support entries of finished scans, on one common numbering of the names.
+
+        A name has the value that the first of the scans gives it; if another name has that already, the lowest free.
+
+        Args:
+            keys: identifiers of scans with a finished label.
+
+        Returns:
+            ``[{"image": path, "label": path, "values": {"file's value": value}}, …]`` and ``{name: value}``.
+
+        Raises:
+            ValueError: for an unknown identifier, or a label that is not finished, empty or unclear.
+        """
+        numbers: dict[str, int] = {}
+        entries = []
+        for key in keys:
+            item = self.objects.get(key)
+            if item is None:
+                raise ValueError(f"support {key!r}: no such image in the studies folder, only {sorted(self.objects)}")
+            if key not in self.finished():
+                raise ValueError(f"support {key!r}: has no finished label; finished are {self.finished()}")
+            label = self._label(key, item)
+            info = item["labels"][FINAL].get("info", {}).get("label_info") or []
+            names = label_value_names(label_values(label), info, str(label))
+            if not names:
+                raise ValueError(f"{label}: the finished label is empty; label at least one structure, or delete it")
+            for value, name in names.items():
+                if name not in numbers:
+                    taken = set(numbers.values())
+                    free = next(n for n in range(1, len(taken) + 2) if n not in taken)
+                    numbers[name] = value if value not in taken else free
+            mapped = {str(value): numbers[name] for value, name in names.items()}
+            entries.append({IMAGE: str(self._image(key, item)), LABEL: str(label), "values": mapped})
+        return entries, dict(sorted(numbers.items(), key=lambda pair: pair[1]))
+
+    def inside(self, path: str) -> str:
+        """A file of this folder by its path, absolute or relative to the folder.
+
+        Raises:
+            ValueError: if the path leads out of the folder or to no file.
+        """
+        resolved = (self.root / path).resolve()
+        if self.root not in resolved.parents:
+            raise ValueError(f"support {path!r}: lies outside of the studies folder; give ids or paths inside it")
+        if not resolved.is_file():
+            raise ValueError(f"support {path!r}: no such file in the studies folder")
+        return str(resolved)
+
+    def _image(self, key: str, item: Mapping[str, Any]) -> Path:
+        return self.root / f"{key}{item.get('image', {}).get('ext', '')}"
+
+    def _label(self, key: str, item: Mapping[str, Any]) -> Path:
+        return self.root / "labels" / FINAL / f"{key}{item['labels'][FINAL].get('ext', '')}"
+
+
+def label_values(path: str | os.PathLike) -> list[int]:
+    """Values besides 0 that occur in a label file, read once for every change of the file."""
+    status = os.stat(path)
+    return list(_label_values(os.fspath(path), status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=256)
+def _label_values(path: str, mtime: int, size: int) -> tuple[int, ...]:
+    label = np.asarray(torch.as_tensor(LoadImage(image_only=True, dtype=None)(path)))
+    return tuple(int(value) for value in np.unique(label) if value > 0)

@@ -1,0 +1,161 @@
+"""Which labelled scans tell the network what to segment in a query: asked for, finished beside it, or configured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+from ..data.datastore import Datastore, label_value_names, label_values
+from ..data.support import VALUES, resolve_support
+from ..keys import IMAGE, LABEL
+
+NO_SUPPORT = (
+    "no support: nothing tells what to segment. Label one scan and finish it (3D Slicer: Submit Label; OHIF: Submit; "
+    "REST: PUT /datastore/label?image=ID&tag=final), then ask again; or name labelled scans in the request, "
+    '"support": ["ID"]; on the command line give --support "[{\'image\': …, \'label\': …}]"'
+)
+
+
+class SelectSupport(Transform):
+    """Support of a query: the request's, else the finished labels beside the query, else the configured one.
+
+    Finished labels are those of a MONAI Label studies folder: the query's own folder, or ``studies_dir`` for a query
+    that lies elsewhere. All of them are used, the query's own excepted. Names decide what belongs together, whatever
+    values a client gave them; a structure that was not labelled on a scan is unknown there, not background.
+
+    Args:
+        default: ``[{"image": path, "label": path}, …]``, used when nothing else is there; may be empty.
+        dataset_dir: folder to which paths of ``default`` may be relative.
+        studies_dir: studies folder for queries from elsewhere; by default what the server's environment variable
+            ``MONAI_LABEL_STUDIES`` says.
+        finished_labels: ``False`` ignores the studies folder unless a request names scans of it.
+
+    Raises:
+        ValueError: without any support, with what to do; for a request that names unknown or unfinished scans, or
+            files outside of the studies folder.
+    """
+
+    def __init__(
+        self,
+        default: Sequence[Mapping[str, Any]] = (),
+        dataset_dir: str | os.PathLike | None = None,
+        studies_dir: str | os.PathLike | None = None,
+        finished_labels: bool = True,
+    ) -> None:
+        self.default = list(default)
+        self.dataset_dir = dataset_dir
+        self.studies_dir = studies_dir
+        self.finished_labels = finished_labels
+
+    def __call__(self, image: str | os.PathLike, request: Any = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Choose the support of an image file.
+
+        Args:
+            image: path of the query.
+            request: identifier or list of identifiers of finished scans (or one string with commas), or a list of
+                ``{"image": …, "label": …}`` with paths inside the studies folder.
+
+        Returns:
+            Support entries, see :func:`load_support`, and ``{name: value}`` of the labels; no names for the default.
+        """
+        datastore = Datastore.find(image, self.studies_dir or os.environ.get("MONAI_LABEL_STUDIES"))
+        if request:
+            return self._requested(request, datastore)
+        if datastore is not None and self.finished_labels:
+            finished = [key for key in datastore.finished() if key != datastore.identify(image)]
+            if finished:
+                return datastore.entries(finished)
+        if not self.default:
+            raise ValueError(NO_SUPPORT)
+        return resolve_support(self.default, self.dataset_dir), {}
+
+    def _requested(self, request: Any, datastore: Datastore | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        if datastore is None:
+            raise ValueError(f"support {request!r}: the query lies in no studies folder; use the config's support")
+        if isinstance(request, str):
+            request = json.loads(request) if request.lstrip().startswith(("[", "{")) else request.split(",")
+        items = [request] if isinstance(request, Mapping) else list(request)
+        if all(isinstance(item, str) for item in items):
+            return datastore.entries([item.strip() for item in items])
+        entries: list[dict[str, Any]] = []
+        for item in items:
+            if not isinstance(item, Mapping) or not {IMAGE, LABEL} <= set(item):
+                raise ValueError(f"support must be ids, or entries with the keys 'image' and 'label', got {item!r}")
+            entry: dict[str, Any] = {key: datastore.inside(str(item[key])) for key in (IMAGE, LABEL)}
+            if item.get(VALUES) is not None:
+                entry[VALUES] = dict(item[VALUES])
+            entries.append(entry)
+        found = {value for entry in entries for value in entry.get(VALUES, {}).values()} or {
+            value for entry in entries for value in label_values(entry[LABEL])
+        }
+        return entries, {name: value for value, name in label_value_names(sorted(found), []).items()}
+
+
+class SelectSupportd(MapTransform):
+    """Dictionary version of :class:`SelectSupport`, the last step of a query's preprocessing.
+
+    The chosen entries go into the query's meta data as a JSON string under ``support``, where
+    :class:`FewShotInferer` finds them: the one place that every consumer of a bundle passes on. In a MONAI Label
+    request, ``result`` of the answer names the scans and the values of the labels.
+
+    Args:
+        keys: key of the query in the network's frame, with its file name in the meta data.
+        request_key: where a request may name the support.
+        default, dataset_dir, studies_dir, finished_labels: see :class:`SelectSupport`.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str] = IMAGE,
+        request_key: str = "support",
+        default: Sequence[Mapping[str, Any]] = (),
+        dataset_dir: str | os.PathLike | None = None,
+        studies_dir: str | os.PathLike | None = None,
+        finished_labels: bool = True,
+    ) -> None:
+        super().__init__(keys)
+        self.request_key = request_key
+        self.select = SelectSupport(default, dataset_dir, studies_dir, finished_labels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the support into the meta data of each query."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image: MetaTensor = out[key].clone()
+            path = str(out.get("image_path") or image.meta.get("filename_or_obj", ""))
+            entries, names = self.select(path, out.get(self.request_key))
+            image.meta["support"] = json.dumps(entries)
+            out[key] = image
+            scans = [os.path.basename(entry[IMAGE]) for entry in entries]
+            logging.getLogger(__name__).info("%s: support %s, labels %s", os.path.basename(path), scans, names or "all")
+            if "image_path" in out:  # a request to MONAI Label, whose answer carries `result`
+                out["result"] = {**out.get("result", {}), "support": scans, "label_values": names}
+        return out
+
+
+class SupportFitd(MapTransform):
+    """Adds to the ``result`` of a MONAI Label request how well the support fits: the ranking of next samples.
+
+    Args:
+        keys: key of the prediction, with ``support_fit`` in its meta data, which :class:`FewShotInferer` writes: the
+            mean similarity, in -1..1, of the query's slices to the slices of the best support scan.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = "pred", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the number in a request to MONAI Label; otherwise leave everything as it is."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            fit = out[key].meta.get("support_fit")
+            if fit is not None and "image_path" in out:
+                out["result"] = {**out.get("result", {}), "support_fit": round(float(fit), 4)}
+        return out
