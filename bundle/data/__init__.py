@@ -2,7 +2,7 @@
 
 from .check_run import check_run
 from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
-from .episodes import EpisodeDataset, EpisodeSampler, prepare_episodes
+from .episodes import EpisodeDataset, EpisodeSampler, PrepareEpisodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 from .support import SupportScan, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
@@ -11,6 +11,7 @@ __all__ = [
     "PROTOCOLS",
     "EpisodeDataset",
     "EpisodeSampler",
+    "PrepareEpisodes",
     "Protocol",
     "SupportScan",
     "VolumeWriter",
@@ -25,7 +26,6 @@ __all__ = [
     "list_images",
     "load_support",
     "make_datalist",
-    "prepare_episodes",
     "query_chunks",
     "query_list",
     "resolve_support",

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..keys import IMAGE, LABEL, SUPERPIXELS, SUPPORT_IMAGE, SUPPORT_LABEL
+from ..transforms.episode import apply_drawn_views
 from ..transforms.pseudo_label import candidates
 from .datalist import list_images
 
@@ -29,9 +30,9 @@ class EpisodeDataset(Dataset):
 
     Args:
         data: ``[{"image": path, "label": path}, …]``. Labels are read only for ``exclude_labels``.
-        transform: deterministic transform of such an entry to ``image`` ``(1, H, W, D)`` and ``superpixels`` of
-            the same shape; ``H`` and ``W`` are the same for all scans.
-        episode: random transform of one slice ``{"image": (1, H, W), "superpixels": (1, H, W)}`` to an episode.
+        transform: deterministic transform of such an entry to ``image`` ``(1, H, W, D)`` and ``superpixels``
+            ``(L, H, W, D)``; ``H`` and ``W`` are the same for all scans.
+        episode: random transform of one slice ``{"image": (1, H, W), "superpixels": (L, H, W)}`` to an episode.
         epoch_length: episodes an epoch.
         seed: seed of all draws.
         min_area_px: slices without a superpixel of this area are left out.
@@ -87,7 +88,7 @@ class EpisodeDataset(Dataset):
         return [*self.data, *({IMAGE: path} for path in more if os.path.realpath(path) not in known)]
 
     def slices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read everything once: usable slices ``(S, 1, H, W)`` and their superpixel maps, int16."""
+        """Read everything once: usable slices ``(S, 1, H, W)`` and their superpixel maps ``(S, L, H, W)``, int16."""
         if self._images is None or self._superpixels is None:
             entries = self.entries()
             if not entries:
@@ -119,7 +120,9 @@ class EpisodeDataset(Dataset):
         scan = self.transform(dict(wanted))
         check_volume(scan[IMAGE], str(entry[IMAGE]))
         maps = np.asarray(torch.as_tensor(scan[SUPERPIXELS]))
-        usable = [len(candidates(maps[..., z], self.min_area_px)) > 0 for z in range(maps.shape[-1])]
+        usable = [
+            any(len(candidates(level, self.min_area_px)) for level in maps[..., z]) for z in range(maps.shape[-1])
+        ]
         if self.exclude_labels:
             shown = np.isin(np.asarray(torch.as_tensor(scan[LABEL])), self.exclude_labels).any(axis=(0, 1, 2))
             usable = [u and not s for u, s in zip(usable, shown)]
@@ -133,8 +136,9 @@ class EpisodeDataset(Dataset):
         draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, index])))
         chosen = draw.randint(len(images))
         self.episode.set_random_state(seed=draw.randint(2**31))
-        made = self.episode({IMAGE: images[chosen], SUPERPIXELS: superpixels[chosen]})
-        return {key: made[key] for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_LABEL)}
+        made = dict(self.episode({IMAGE: images[chosen], SUPERPIXELS: superpixels[chosen]}))
+        made.pop(SUPERPIXELS)
+        return made
 
 
 class EpisodeSampler(DistributedSampler):
@@ -159,20 +163,41 @@ class EpisodeSampler(DistributedSampler):
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
 
 
-def prepare_episodes(
-    batchdata: Mapping[str, torch.Tensor],
-    device: str | torch.device | None = None,
-    non_blocking: bool = False,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
-    """Batch for the engines: query images, targets, and the support as keyword arguments of the network.
+class PrepareEpisodes:
+    """Batch of samples of :class:`RandEpisoded` to what the network and the loss take, on the engine's device.
 
-    The ``K`` masks of each image pair become ``K`` episodes of one batch: ``label`` ``(B, K, 2, H, W)`` to
-    ``(B * K, 2, H, W)``, ``support_label`` ``(B, K, 1, 1, H, W)`` to ``(B * K, 1, 1, H, W)``.
+    Views that the samples bring as parameters are applied here, to the whole batch at once.
+
+    Args:
+        num_ways: classes of an episode, as many as superpixels are drawn. One superpixel makes the paper's one-way
+            episode, whose target also holds the support's mask, for the alignment term; several compete as ways on
+            shared images, and the target is the query's label map alone.
     """
-    sent = {
-        key: batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
-        for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_LABEL)
-    }
-    support = {SUPPORT_IMAGE: sent[SUPPORT_IMAGE], SUPPORT_LABEL: sent[SUPPORT_LABEL].flatten(0, 1)}
-    return sent[IMAGE], sent[LABEL].flatten(0, 1), (), support
+
+    def __init__(self, num_ways: int = 1) -> None:
+        self.num_ways = num_ways
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+        """Query images ``(B, C, H, W)``, target ``(B, 1 or 2, H, W)``, and the support by keyword.
+
+        ``support_image`` is ``(B, 1, 1, C, H, W)``, ``support_label`` ``(B, num_ways, 1, H, W)``.
+        """
+
+        def send(item: Any) -> Any:
+            if isinstance(item, Mapping):
+                return {key: send(value) for key, value in item.items()}
+            return item.to(device=device, non_blocking=non_blocking, **kwargs)
+
+        batch = apply_drawn_views({key: send(value) for key, value in batchdata.items()})
+        label, support_label = batch[LABEL].float(), batch[SUPPORT_LABEL]
+        ways = torch.arange(1, self.num_ways + 1, device=label.device).view(1, -1, 1, 1)
+        masks = (support_label == ways).float()  # (B, num_ways, H, W)
+        target = torch.cat([label, masks], dim=1) if self.num_ways == 1 else label
+        support = {SUPPORT_IMAGE: batch[SUPPORT_IMAGE][:, None, None], SUPPORT_LABEL: masks[:, :, None]}
+        return batch[IMAGE], target, (), support

@@ -22,7 +22,6 @@ from ..data.protocol import support_slices
 from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
 from ..keys import IMAGE, LABEL
 from .location import align_scans, describe_slices, nearest_slices
-from .precision import autocast
 
 ABSENT = -1e4  # score of a class that no support slice of a query slice shows
 
@@ -77,7 +76,6 @@ class FewShotInferer(Inferer):
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
-        precision: number format of the encoder's pass, see :func:`fast_precision`.
 
     Raises:
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
@@ -93,7 +91,6 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
-        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.support = list(support)
@@ -104,7 +101,6 @@ class FewShotInferer(Inferer):
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
-        self.precision = precision
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
         self._lock = threading.Lock()
@@ -206,8 +202,8 @@ class FewShotInferer(Inferer):
         return encoded
 
     def _encode(self, network: nn.Module, slices: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(slices.device, self.precision):
-            return torch.cat([network.encode(batch).float() for batch in slices.split(self.slice_batch_size)])
+        with torch.no_grad():
+            return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
     def _locate(
         self, features: Tensor, encoded: Sequence[EncodedSupport], spacing_mm: float

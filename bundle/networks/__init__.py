@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
+from .precision import fast_precision
 from .weights import load_weights
 
-__all__ = ["ALPNet", "EfficientNetLiteEncoder", "Encoder", "ResNetEncoder", "TinyEncoder", "load_weights"]
+__all__ = [
+    "ALPNet",
+    "EfficientNetLiteEncoder",
+    "Encoder",
+    "ResNetEncoder",
+    "TinyEncoder",
+    "fast_precision",
+    "load_weights",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,26 @@ def apply_gamma(images: Tensor, gamma: Tensor) -> Tensor:
     return ((images - low) / span).clamp(min=0) ** gamma[:, None, None, None] * span + low
 
 
+def apply_bias(images: Tensor, bias: Tensor) -> Tensor:
+    """Multiply images ``(B, C, H, W)``, counted from their darkest value, by a smooth field, as coils do.
+
+    Args:
+        images: images.
+        bias: logarithm of the field at control points ``(B, 1, g, g)``, spread bicubically.
+    """
+    low = images.amin(dim=(1, 2, 3), keepdim=True)
+    field = F.interpolate(bias, size=images.shape[-2:], mode="bicubic", align_corners=True).exp()
+    return (images - low) * field + low
+
+
 def apply_views(
-    images: Tensor, masks: Tensor, affine: Tensor, displacement: Tensor, gamma: Tensor
+    images: Tensor,
+    masks: Tensor,
+    affine: Tensor,
+    displacement: Tensor,
+    gamma: Tensor,
+    bias: Tensor | None = None,
+    contrast: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Warp a batch of slices and masks with one sampling grid each, and change the slices' contrast.
 
@@ -50,10 +69,11 @@ def apply_views(
 
     Args:
         images: ``(B, C, H, W)``.
-        masks: ``(B, K, H, W)``.
-        affine: see :func:`view_grid`.
-        displacement: see :func:`view_grid`.
+        masks: masks or label maps ``(B, K, H, W)``.
+        affine, displacement: see :func:`view_grid`.
         gamma: ``(B,)``, see :func:`apply_gamma`.
+        bias: ``(B, 1, g, g)``, see :func:`apply_bias`.
+        contrast: ``(B, 2)``, factor of the deviation from the slice's mean, and what is added.
 
     Returns:
         Images and masks of the same shapes; masks are interpolated to the nearest pixel.
@@ -61,11 +81,17 @@ def apply_views(
     grid = view_grid(affine, displacement, images.shape[-2:])
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     masks = F.grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return apply_gamma(images, gamma), masks
+    images = apply_gamma(images, gamma)
+    if bias is not None:
+        images = apply_bias(images, bias)
+    if contrast is not None:
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        images = (images - mean) * contrast[:, 0, None, None, None] + mean + contrast[:, 1, None, None, None]
+    return images, masks
 
 
 class RandView(Randomizable, Transform):
-    """A random view of a slice and its masks: affine, elastic and gamma, drawn uniformly from symmetric ranges.
+    """A random view of a slice and its masks: affine, elastic and intensity, drawn uniformly from symmetric ranges.
 
     The defaults are the published ranges, with an elastic part that is large enough to matter (the official one
     moves pixels by 0.36 px rms).
@@ -78,6 +104,10 @@ class RandView(Randomizable, Transform):
         elastic_px: standard deviation in pixels of the control points' displacement; 0 switches it off.
         elastic_points: control points along each axis.
         gamma: smallest and largest exponent of the intensities; ``(1, 1)`` switches it off.
+        stretch: largest factor, as its logarithm, by which each axis is scaled besides the zoom.
+        bias: standard deviation of the logarithm of a smooth field of sensitivity; 0 switches it off.
+        bias_points: control points of that field along each axis.
+        contrast: largest change of contrast, as its logarithm, and of brightness, in units of the image.
         prob: chance that the view is drawn at all; otherwise the slice stays as it is.
 
     Raises:
@@ -95,6 +125,10 @@ class RandView(Randomizable, Transform):
         elastic_px: float = 2.0,
         elastic_points: int = 8,
         gamma: Sequence[float] = (0.5, 1.5),
+        stretch: float = 0.0,
+        bias: float = 0.0,
+        bias_points: int = 4,
+        contrast: float = 0.0,
         prob: float = 1.0,
     ) -> None:
         for name, span in (("zoom", zoom), ("gamma", gamma)):
@@ -107,18 +141,24 @@ class RandView(Randomizable, Transform):
         self.elastic_px = elastic_px
         self.elastic_points = elastic_points
         self.gamma = tuple(gamma)
+        self.stretch = stretch
+        self.bias = bias
+        self.bias_points = bias_points
+        self.contrast = contrast
         self.prob = prob
         self.parameters: dict[str, np.ndarray] = {}
 
     def randomize(self, size: Sequence[int]) -> None:
         """Draw the parameters of a view of a slice of ``(H, W)`` pixels, as arrays for :func:`apply_views`."""
         points = (2, self.elastic_points, self.elastic_points)
+        field = (1, self.bias_points, self.bias_points)
         if self.R.rand() >= self.prob:
-            identity = np.eye(2, 3, dtype=np.float32)
             self.parameters = {
-                "affine": identity,
+                "affine": np.eye(2, 3, dtype=np.float32),
                 "displacement": np.zeros(points, np.float32),
                 "gamma": np.float32(1.0),
+                "bias": np.zeros(field, np.float32),
+                "contrast": np.array([1.0, 0.0], np.float32),
             }
             return
         half = np.array([size[1] / 2, size[0] / 2])  # pixels to normalized coordinates, (x, y)
@@ -127,71 +167,111 @@ class RandView(Randomizable, Transform):
         zoom = self.R.uniform(*self.zoom)
         shift = self.R.uniform(-self.shift_px, self.shift_px, 2)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        linear = rotation @ np.array([[1.0, shear[0]], [shear[1], 1.0]]) / zoom
+        stretch = np.exp(self.R.uniform(-self.stretch, self.stretch, 2))
+        linear = rotation @ np.array([[1.0, shear[0]], [shear[1], 1.0]]) / zoom / stretch
         affine = np.concatenate([linear * half[None] / half[:, None], (shift / half)[:, None]], axis=1)
         displacement = self.R.normal(size=points) * self.elastic_px / half[:, None, None]
         self.parameters = {
             "affine": affine.astype(np.float32),
             "displacement": displacement.astype(np.float32),
             "gamma": np.float32(self.R.uniform(*self.gamma)),
+            "bias": (self.R.normal(size=field) * self.bias).astype(np.float32),
+            "contrast": np.array(
+                [
+                    math.exp(self.R.uniform(-self.contrast, self.contrast)),
+                    self.R.uniform(-self.contrast, self.contrast),
+                ],
+                np.float32,
+            ),
         }
 
     def __call__(self, image: NdarrayOrTensor, masks: NdarrayOrTensor) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Draw a view of a slice ``(C, H, W)`` and of its masks ``(K, H, W)``: same shapes and types."""
         source, labels = torch.as_tensor(image), torch.as_tensor(masks)
         self.randomize(source.shape[-2:])
-        parameters = [torch.as_tensor(self.parameters[name])[None] for name in ("affine", "displacement", "gamma")]
-        view, view_masks = apply_views(source[None].float(), labels[None].float(), *parameters)
+        parameters = {name: torch.as_tensor(value)[None] for name, value in self.parameters.items()}
+        view, view_masks = apply_views(source[None].float(), labels[None].float(), **parameters)
         return (
             convert_to_dst_type(view[0], image, dtype=torch.float32)[0],
             convert_to_dst_type(view_masks[0], masks)[0],
         )
 
 
-class RandEpisoded(RandomizableTransform, MapTransform):
-    """Make an episode of a slice and its pseudo-labels: dictionary transform on top of :class:`RandView`.
+QUERY_VIEW, SUPPORT_VIEW = "query_view", "support_view"
 
-    Adds, for ``K`` pseudo-labels of one slice of ``C`` channels: ``image`` ``(C, H, W)``, the query's view;
-    ``support_image`` ``(1, 1, C, H, W)``, the support's view; ``support_label`` ``(K, 1, 1, H, W)``, its masks, each
-    an episode of one way and one shot; ``label`` ``(K, 2, H, W)``, the target of the loss: the query's mask, then the
-    support's.
+
+class RandEpisoded(RandomizableTransform, MapTransform):
+    """Make an episode of a slice and its pseudo-label: dictionary transform on top of :class:`RandView`.
+
+    Adds ``image`` ``(C, H, W)`` and ``label`` ``(1, H, W)``, the query's view of slice and label map, and
+    ``support_image`` and ``support_label``, the support's.
 
     Args:
         query_view: the query's view; ``None`` leaves the slice as it is.
         support_view: the support's view. The paper transforms the query alone, the official code both.
+        lazy: draw the parameters of the views alone, as entries ``query_view`` and ``support_view``, and leave the
+            slice as it is: :func:`apply_drawn_views` then makes the same views of a whole batch at once, on its
+            device.
         image_key: key of the slice ``(C, H, W)``.
-        pseudo_label_key: key of its masks ``(K, H, W)``.
+        pseudo_label_key: key of its label map ``(1, H, W)``.
     """
 
     def __init__(
         self,
         query_view: RandView | None,
         support_view: RandView | None,
+        lazy: bool = False,
         image_key: str = IMAGE,
         pseudo_label_key: str = PSEUDO_LABEL,
     ) -> None:
         MapTransform.__init__(self, [image_key, pseudo_label_key])
         RandomizableTransform.__init__(self, prob=1.0)
-        self.query_view = query_view
-        self.support_view = support_view
+        self.views = {QUERY_VIEW: query_view, SUPPORT_VIEW: support_view}
+        self.lazy = lazy
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandEpisoded:
         """Seed both views, each with a state of its own."""
         super().set_random_state(seed, state)
-        for view in (self.query_view, self.support_view):
+        for view in self.views.values():
             if view is not None:
                 view.set_random_state(seed=self.R.randint(2**31))
         return self
 
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Replace the slice by the query's view and add the support's."""
-        out = dict(data)
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Replace the slice by the query's view and add the support's; or add the parameters of both."""
+        out: dict[Hashable, Any] = dict(data)
         image, masks = (data[key] for key in self.keys)
-        query, query_masks = self.query_view(image, masks) if self.query_view else (image, masks)
-        support, support_masks = self.support_view(image, masks) if self.support_view else (image, masks)
-        query_masks, support_masks = (torch.as_tensor(m).float() for m in (query_masks, support_masks))
-        out[IMAGE] = torch.as_tensor(query).float()
-        out[LABEL] = torch.stack([query_masks, support_masks], dim=1)
-        out[SUPPORT_IMAGE] = torch.as_tensor(support).float()[None, None]
-        out[SUPPORT_LABEL] = support_masks[:, None, None]
+        if self.lazy:
+            for name, view in self.views.items():
+                if view is not None:
+                    view.randomize(image.shape[-2:])
+                    out[name] = {key: torch.as_tensor(value) for key, value in view.parameters.items()}
+            return out
+        for (image_key, label_key), view in zip(_VIEW_KEYS.values(), self.views.values()):
+            seen, seen_masks = view(image, masks) if view is not None else (image, masks)
+            out[image_key], out[label_key] = torch.as_tensor(seen).float(), torch.as_tensor(seen_masks)
+        out.pop(self.keys[1])
         return out
+
+
+_VIEW_KEYS = {QUERY_VIEW: (IMAGE, LABEL), SUPPORT_VIEW: (SUPPORT_IMAGE, SUPPORT_LABEL)}
+
+
+def apply_drawn_views(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the views of a batch of lazily drawn episodes; a batch of made ones stays as it is.
+
+    Args:
+        batch: collated samples of :class:`RandEpisoded` with the default keys, ``image`` ``(B, C, H, W)``.
+
+    Returns:
+        ``image``, ``label``, ``support_image``, ``support_label``, each with ``B`` rows.
+    """
+    if PSEUDO_LABEL not in batch:
+        return dict(batch)
+    out = {}
+    for name, (image_key, label_key) in _VIEW_KEYS.items():
+        image, label = batch[IMAGE].float(), batch[PSEUDO_LABEL].float()
+        if name in batch:
+            image, label = apply_views(image, label, **batch[name])
+        out[image_key], out[label_key] = image, label
+    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,17 +13,20 @@ from monai.utils import convert_to_dst_type
 
 
 def candidates(superpixels: np.ndarray, min_area_px: int) -> np.ndarray:
-    """Identifiers of the superpixels of a slice ``(1, H, W)`` that cover at least ``min_area_px`` pixels."""
+    """Identifiers of the superpixels of a map ``(H, W)`` that cover at least ``min_area_px`` pixels."""
     areas = np.bincount(superpixels.ravel().astype(np.int64))
     areas[0] = 0
     return np.flatnonzero(areas >= max(min_area_px, 1))
 
 
 class RandPseudoLabel(Randomizable, Transform):
-    """Binary masks of superpixels drawn at random, each with equal probability and none empty.
+    """Superpixels drawn at random become the classes of an episode: one for the paper's one-way episodes, or more.
+
+    Of the levels that have an eligible superpixel one is drawn, and of its superpixels ``num_draws``, each with equal
+    probability and without repetition. No draw is empty; where a slice has fewer, the rest of the classes is absent.
 
     Args:
-        num_draws: how many masks; drawn without repetition while there are enough superpixels.
+        num_draws: how many superpixels.
         min_area_px: smallest area of a superpixel that may be drawn, in pixels.
 
     Raises:
@@ -35,20 +38,25 @@ class RandPseudoLabel(Randomizable, Transform):
     def __init__(self, num_draws: int = 1, min_area_px: int = 64) -> None:
         self.num_draws = num_draws
         self.min_area_px = min_area_px
+        self.level = 0
         self.chosen: np.ndarray = np.zeros(0, np.int64)
 
-    def randomize(self, eligible: np.ndarray) -> None:
-        """Draw the identifiers among the eligible ones."""
-        self.chosen = self.R.choice(eligible, self.num_draws, replace=len(eligible) < self.num_draws)
+    def randomize(self, eligible: Sequence[np.ndarray]) -> None:
+        """Draw a level and identifiers among each level's eligible ones."""
+        self.level = int(self.R.choice([index for index, ids in enumerate(eligible) if len(ids) > 0]))
+        ids = eligible[self.level]
+        self.chosen = self.R.permutation(ids)[: self.num_draws]
 
     def __call__(self, superpixels: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Draw from a map ``(1, H, W)``, 0 being no superpixel: uint8 masks ``(num_draws, H, W)``, 0 or 1."""
+        """Draw from maps ``(L, H, W)``, 0 being no superpixel: label map ``(1, H, W)``, uint8, values 1, 2, …"""
         values = np.asarray(torch.as_tensor(superpixels).cpu())
-        eligible = candidates(values, self.min_area_px)
-        if len(eligible) == 0:
+        eligible = [candidates(level, self.min_area_px) for level in values]
+        if not any(len(ids) for ids in eligible):
             raise ValueError(f"no superpixel of at least {self.min_area_px} pixels in this slice; lower min_area_px")
         self.randomize(eligible)
-        return convert_to_dst_type(values == self.chosen[:, None, None], superpixels, dtype=torch.uint8)[0]
+        table = np.zeros(int(values[self.level].max()) + 1, np.uint8)
+        table[self.chosen] = np.arange(1, len(self.chosen) + 1)
+        return convert_to_dst_type(table[values[self.level]][None], superpixels, dtype=torch.uint8)[0]
 
 
 class RandPseudoLabeld(RandomizableTransform, MapTransform):
@@ -56,7 +64,7 @@ class RandPseudoLabeld(RandomizableTransform, MapTransform):
 
     Args:
         keys: key of the superpixel map.
-        label_key: where the masks go.
+        label_key: where the label map goes.
         num_draws, min_area_px: see :class:`RandPseudoLabel`.
         allow_missing_keys: skip keys that are absent.
     """
@@ -81,7 +89,7 @@ class RandPseudoLabeld(RandomizableTransform, MapTransform):
         return self
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Add the drawn masks."""
+        """Add the drawn label map."""
         out = dict(data)
         for key in self.key_iterator(out):
             out[self.label_key if len(self.keys) == 1 else f"{key}_{self.label_key}"] = self.draw(out[key])

@@ -46,7 +46,8 @@ class OrientSlices(Transform):
         if image.ndim != 4:
             raise ValueError(
                 f"{image.meta.get('filename_or_obj', 'image')}: expected a 3D volume, got {image.ndim - 1} spatial "
-                f"axes {tuple(image.shape[1:])}; convert 2D images to a one-slice volume and split 4D series into 3D files"
+                f"axes {tuple(image.shape[1:])}; convert 2D images to a one-slice volume and split 4D series into 3D "
+                "files"
             )
         return Orientation(slice_axcodes(image.affine, self.anisotropy), labels=None)(image)
 

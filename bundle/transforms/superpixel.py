@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class Superpixels(Transform):
 
     Args:
         method: ``"felzenszwalb"`` (the paper) or ``"slic"``.
-        parameters: passed on to ``skimage.segmentation``. The paper's for Felzenszwalb are ``scale=1, sigma=1,
-            min_size=400`` for 256 x 256 slices of CT and MR (variants: 100 with ``sigma=0.8``, 1600); a typical
-            choice for SLIC is ``n_segments=100, compactness=0.1``.
+        parameters: passed on to ``skimage.segmentation``; a list of sets gives one level of superpixels each. The
+            paper's for Felzenszwalb are ``scale=1, sigma=1, min_size=400`` for 256 x 256 slices of CT and MR
+            (variants: 100 with ``sigma=0.8``, 1600); a typical choice for SLIC is ``n_segments=100,
+            compactness=0.1``.
         min_piece: smallest area in pixels of a piece that stays in the map.
         cache_dir: folder of the disk cache; ``None`` for none.
         num_workers: threads over slices (scikit-image releases the interpreter lock while it segments).
@@ -50,7 +51,7 @@ class Superpixels(Transform):
     def __init__(
         self,
         method: str = "felzenszwalb",
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         min_piece: int = 64,
         cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
@@ -58,13 +59,14 @@ class Superpixels(Transform):
         if method not in METHODS:
             raise ValueError(f"superpixel method must be one of {METHODS}, got {method!r}")
         self.method = method
-        self.parameters = dict(parameters or {})
+        levels = [parameters or {}] if parameters is None or isinstance(parameters, Mapping) else parameters
+        self.levels = [dict(level) for level in levels]
         self.min_piece = min_piece
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.num_workers = num_workers
 
     def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
-        """Compute the map of ``(1, H, W, D)`` or ``(1, H, W)``: same shape, int16, 0 outside, 1.. in each slice.
+        """Compute the maps of ``(1, H, W, D)`` or ``(1, H, W)``: ``(L, …)``, int16, 0 outside, 1.. in each slice.
 
         Args:
             image: one channel, any intensity scale.
@@ -86,18 +88,20 @@ class Superpixels(Transform):
     def _compute(self, values: np.ndarray, inside: np.ndarray) -> np.ndarray:
         volume = values[0] if values.ndim == 4 else values[0, ..., None]
         body = inside[0] if inside.ndim == 4 else inside[0, ..., None]
+        jobs = [(volume[..., z], body[..., z], level) for level in self.levels for z in range(volume.shape[-1])]
         with ThreadPoolExecutor(self.num_workers) as pool:
-            slices = list(pool.map(self._segment, np.moveaxis(volume, -1, 0), np.moveaxis(body, -1, 0)))
-        return np.stack(slices, axis=-1).reshape(values.shape)
+            slices = np.stack(list(pool.map(self._segment, *zip(*jobs))))
+        maps = slices.reshape(len(self.levels), volume.shape[-1], *volume.shape[:2]).transpose(0, 2, 3, 1)
+        return maps if values.ndim == 4 else maps[..., 0]
 
-    def _segment(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def _segment(self, image: np.ndarray, mask: np.ndarray, level: Mapping[str, Any]) -> np.ndarray:
         if not mask.any():
             return np.zeros(image.shape, np.int16)
         image = np.ascontiguousarray(image)
         if self.method == "felzenszwalb":
-            segments = felzenszwalb(image, **self.parameters) + 1
+            segments = felzenszwalb(image, **level) + 1
         else:
-            segments = slic(image, mask=mask, channel_axis=None, start_label=1, **self.parameters)
+            segments = slic(image, mask=mask, channel_axis=None, start_label=1, **level)
         pieces = label_components(segments * mask, background=0, connectivity=1)
         areas = np.bincount(pieces.ravel())
         pieces[areas[pieces] < self.min_piece] = 0
@@ -106,7 +110,9 @@ class Superpixels(Transform):
     def _cache_file(self, values: np.ndarray, inside: np.ndarray) -> Path | None:
         if self.cache_dir is None:
             return None
-        key = hashlib.sha1(repr((self.method, sorted(self.parameters.items()), self.min_piece, values.shape)).encode())
+        key = hashlib.sha1(
+            repr((self.method, [sorted(level.items()) for level in self.levels], self.min_piece, values.shape)).encode()
+        )
         key.update(np.ascontiguousarray(values))
         key.update(np.packbits(inside))
         return self.cache_dir / f"{key.hexdigest()}.npz"
@@ -137,7 +143,7 @@ class Superpixelsd(MapTransform):
         mask_key: str | None = "body",
         superpixels_key: str = "superpixels",
         method: str = "felzenszwalb",
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         min_piece: int = 64,
         cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,

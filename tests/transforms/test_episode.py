@@ -5,9 +5,10 @@ import pytest
 import torch
 from monai.transforms import Compose
 from scipy import ndimage
+from torch.utils.data import default_collate
 
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
-from bundle.transforms.episode import apply_gamma, apply_views
+from bundle.transforms.episode import apply_drawn_views, apply_gamma, apply_views
 
 STILL = {
     "rotation_deg": 0.0,
@@ -193,16 +194,36 @@ def test_same_seed_same_view_and_the_input_stays(scene):
     assert isinstance(RandView()(scene[0].numpy(), scene[1].numpy())[0], np.ndarray)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_episode_has_the_shapes_of_the_network_call(scene, count):
-    data = {"image": scene[0], "pseudo_label": scene[1][:1].repeat(count, 1, 1)}
+def test_episode_holds_both_views_of_slice_and_label_map(scene):
+    data = {"image": scene[0], "pseudo_label": scene[1][:1]}
     episode = RandEpisoded(RandView(), RandView())(data)
-    assert episode["image"].shape == (1, *SHAPE)
-    assert episode["support_image"].shape == (1, 1, 1, *SHAPE)
-    assert episode["support_label"].shape == (count, 1, 1, *SHAPE)
-    assert episode["label"].shape == (count, 2, *SHAPE)
-    torch.testing.assert_close(episode["label"][:, 1], episode["support_label"][:, 0, 0])
+    for side in ("image", "label", "support_image", "support_label"):
+        assert episode[side].shape == (1, *SHAPE)
+    assert "pseudo_label" not in episode
     assert data["image"] is scene[0]
+
+
+def test_lazy_episodes_become_the_same_views_in_a_batch(scene):
+    wild = {"rotation_deg": 20, "stretch": 0.2, "elastic_px": 3, "bias": 0.3, "contrast": 0.3}
+    samples = {}
+    for lazy in (False, True):
+        chain = RandEpisoded(RandView(**wild), RandView(**wild), lazy=lazy)
+        made = []
+        for seed in range(3):
+            chain.set_random_state(seed=seed)
+            made.append(chain({"image": scene[0] + seed, "pseudo_label": scene[1][:1]}))
+        samples[lazy] = apply_drawn_views(default_collate(made))
+    for key in ("image", "label", "support_image", "support_label"):
+        torch.testing.assert_close(samples[True][key].float(), samples[False][key].float(), atol=1e-5, rtol=0)
+
+
+def test_contrast_brightness_and_bias_are_the_drawn_ones(scene):
+    darkest = scene[0].min()
+    image = view_of(contrast=0.2)(*scene)[0]
+    expected = (scene[0] - scene[0].mean()) * float(np.exp(0.2)) + scene[0].mean() + 0.2
+    torch.testing.assert_close(image, expected, atol=1e-3, rtol=0)
+    image = view_of(bias=0.3)(*scene)[0]  # every control point at one standard deviation: a constant field
+    torch.testing.assert_close(image, (scene[0] - darkest) * float(np.exp(0.3)) + darkest, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("fixed", ["query", "support"])
@@ -210,11 +231,11 @@ def test_a_side_without_a_view_stays_as_it_is(scene, fixed):
     data = {"image": scene[0], "pseudo_label": scene[1]}
     views = {"query_view": RandView(), "support_view": RandView(), f"{fixed}_view": None}
     episode = RandEpisoded(**views).set_random_state(seed=0)(data)
-    images = {"query": episode["image"], "support": episode["support_image"][0, 0]}
-    masks = {"query": episode["label"][:, 0], "support": episode["label"][:, 1]}
+    images = {"query": episode["image"], "support": episode["support_image"]}
+    masks = {"query": episode["label"], "support": episode["support_label"]}
     for side in images:
         assert torch.equal(images[side], scene[0]) == (side == fixed)
-        assert torch.equal(masks[side], scene[1].float()) == (side == fixed)
+        assert torch.equal(masks[side], scene[1]) == (side == fixed)
 
 
 def test_two_views_of_an_episode_differ_and_repeat_under_a_seed(scene):
@@ -224,14 +245,14 @@ def test_two_views_of_an_episode_differ_and_repeat_under_a_seed(scene):
     again = chain.set_random_state(seed=2)(data)
     for key in ("image", "label", "support_image", "support_label"):
         torch.testing.assert_close(first[key], again[key], atol=0, rtol=0)
-    assert (first["image"] - first["support_image"][0, 0]).abs().max() > 0.05
+    assert (first["image"] - first["support_image"]).abs().max() > 0.05
 
 
 def test_one_view_object_on_both_sides_still_gives_two_views(scene):
     view = RandView()
     data = {"image": scene[0], "pseudo_label": scene[1]}
     episode = RandEpisoded(view, view).set_random_state(seed=0)(data)
-    assert (episode["image"] - episode["support_image"][0, 0]).abs().max() > 0.05
+    assert (episode["image"] - episode["support_image"]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(

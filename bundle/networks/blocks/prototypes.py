@@ -109,17 +109,20 @@ def similarity(
     return similar
 
 
-def match_prototypes(similar: Tensor, valid: Tensor, excluded: float = -1e4) -> Tensor:
+def match_prototypes(similar: Tensor, valid: Tensor, reach: float = 80.0) -> Tensor:
     """Score of each class: the softmax-weighted sum of the similarities to its prototypes (TMI eq. 5-6).
+
+    All classes share one exponential, so that memory does not grow with their number.
 
     Args:
         similar: ``(B, P, h * w)`` similarities.
         valid: ``(B, N, P)`` boolean, which prototypes speak for which class.
-        excluded: stands for the similarity of all others in the softmax; ``exp`` of it is 0 in every float format.
+        reach: prototypes that are less similar than a cell's most similar one by more than this weigh alike, which
+            keeps their exponentials above the smallest number of single precision. Cosines never get there.
 
     Returns:
         ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
     """
-    chosen = torch.where(valid[..., None], similar[:, None], torch.full_like(similar[:, None], excluded))
-    weights = torch.softmax(chosen, dim=2) * valid[..., None]
-    return (weights * similar[:, None]).sum(dim=2)
+    weights = torch.exp((similar - similar.amax(dim=1, keepdim=True).detach()).clamp(min=-reach))
+    spoken = valid.to(similar.dtype)
+    return torch.bmm(spoken, weights * similar) / torch.bmm(spoken, weights).clamp(min=1e-37)

@@ -18,6 +18,7 @@ from ..blocks.prototypes import (
 )
 
 GATES = ("official", "matched", "off")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ALPNet(nn.Module):
@@ -47,6 +48,10 @@ class ALPNet(nn.Module):
             of the image's side. 0, as in the paper, switches it off.
         align: in training mode, append the logits of the support images, segmented by the prototypes of the query
             and its predicted mask (prototype alignment), as further channels.
+        precision: number format of the encoder in eager mode: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The
+            matching is always in single precision.
+        upsample_training: bring the logits to the image's size in training mode too; otherwise they stay on the
+            feature grid, where :class:`EpisodeLoss` compares them to each class's share of a cell.
 
     Reference: Ouyang et al., IEEE TMI 41(7), 2022, https://doi.org/10.1109/TMI.2022.3150682.
     """
@@ -63,6 +68,8 @@ class ALPNet(nn.Module):
         foreground_gate: str = "official",
         position_weight: float = 0.0,
         align: bool = False,
+        precision: str = "float32",
+        upsample_training: bool = True,
     ) -> None:
         super().__init__()
         if foreground_gate not in GATES:
@@ -84,6 +91,10 @@ class ALPNet(nn.Module):
         self.no_gate = foreground_gate == "off"
         self.position_weight = position_weight
         self.align = align
+        self.upsample_training = upsample_training
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
 
     def forward(
         self, image: Tensor, support_image: Optional[Tensor] = None, support_label: Optional[Tensor] = None
@@ -122,6 +133,8 @@ class ALPNet(nn.Module):
         scores = self.match(query, support, resize_mask(foreground.flatten(1, 2), grid), resize_mask(background, grid))
         if self.align and self.training:
             scores = torch.cat([scores, self.align_support(query, support, scores, support_label.shape[2])], dim=1)
+        if self.training and not self.upsample_training:
+            return scores
         return F.interpolate(scores, size=[height, width], mode="bilinear", align_corners=False)
 
     def unpack(self, packed: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +155,16 @@ class ALPNet(nn.Module):
         """Features of images: ``(B, C, H, W) -> (B, D, h, w)``."""
         if images.shape[1] == 1 and self.in_channels > 1:
             images = images.expand(-1, self.in_channels, -1, -1)
-        return self.encoder(images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if torch.jit.is_scripting():
+            return self.encoder(images)
+        return self._encode_at_precision(images)
+
+    @torch.jit.unused
+    def _encode_at_precision(self, images: Tensor) -> Tensor:
+        enabled = self.precision != "float32"
+        with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=enabled):
+            return self.encoder(images).float()
 
     def split_masks(self, support_label: Tensor, image_ways: int) -> Tuple[Tensor, Tensor]:
         """Masks of all classes on all support images: foreground ``(B, way, M, H, W)``, background ``(B, M, H, W)``.
