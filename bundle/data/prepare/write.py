@@ -1,0 +1,77 @@
+"""Write the result: each file in one step, so that what stands under its name is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+RECORDS = ".prepare"  # folder of one file for each finished case; its presence is what finished means
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write in one step; a file that a killed run left half-written has another name and is never read."""
+    whole = np.issubdtype(array.dtype, np.integer)
+    if whole and array.dtype != np.uint8 and abs(array).max() <= 32767:
+        array = array.astype(np.int16)
+    image = nib.Nifti1Image(array if array.dtype in (np.uint8, np.int16) else array.astype(np.float64), affine)
+    if array.dtype != np.uint8:
+        image.set_data_dtype(np.int16)  # other numbers: nibabel stores a scale that maps them to 16 bits and back
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1, strip_shears=True)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(None, 0)  # a shear: the sform alone can say it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name.split('.nii')[0]}.partial.nii.gz")
+    nib.save(image, partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def write_dataset(dst: Path, names: Mapping[int, str]) -> dict[str, str]:
+    """Write ``dataset.json`` from the records of all finished cases.
+
+    Args:
+        dst: folder of the result.
+        names: names of label values. If there are none, values are named by their numbers.
+
+    Returns:
+        Names of the label values, with the background.
+    """
+    records = [json.loads(p.read_text()) for p in sorted((dst / RECORDS).glob("*.json"))]
+    if not names:
+        names = {v: f"label {v}" for v in sorted({int(v) for record in records for v in record["voxels"]})}
+    labels = {"0": "background", **{str(value): str(name) for value, name in sorted(names.items()) if value != 0}}
+    modalities = sorted({record["modality"] for record in records})
+    training = []
+    for record in records:
+        if record["subset"] == "Tr":
+            entry = {"image": f"./imagesTr/{record['case']}.nii.gz"}
+            training.append(entry | ({"label": f"./labelsTr/{record['case']}.nii.gz"} if record["voxels"] else {}))
+    content: dict[str, Any] = {
+        "name": dst.resolve().name,
+        "description": f"prepared with the recipe {records[0]['recipe']}",
+        "modality": {"0": " and ".join(modalities)},
+        "labels": labels,
+        "numTraining": len(training),
+        "training": training,
+        "test": [f"./imagesTs/{r['case']}.nii.gz" for r in records if r["subset"] == "Ts"],
+        "cases": {
+            r["case"]: {k: r[k] for k in ("modality", "shape", "spacing_mm", "orientation", "body_box")}
+            for r in records
+        },
+    }
+    write_json(dst / "dataset.json", content)
+    return labels
