@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImage
+from torch.utils.data import default_collate
 
 from bundle import visualize as show
 from bundle.data import case_name, label_names, load_support, make_datalist, resolve_support, select_cases
@@ -55,10 +56,14 @@ def superpixels(
     path = choose_image(dataset_dir, case, image)
     scan = parser.get_parsed_content("train#preprocessing")({"image": path})
     planes = show.to_planes(plain(scan["image"]), scan["image"].affine)
-    maps = show.to_planes(plain(scan["superpixels"]), scan["image"].affine).values
-    method = parser.get_parsed_content("superpixel#method")
-    parameters = ", ".join(f"{k} {v}" for k, v in parser.get_parsed_content("superpixel#parameters").items())
-    title = f"{case_name(path)}: {method} ({parameters})"
+    levels = plain(scan["superpixels"], 4)
+    maps = np.stack([show.to_planes(level.numpy(), scan["image"].affine).values for level in levels])
+    parameters = parser.get_parsed_content("superpixel#parameters")
+    texts = [
+        " ".join(f"{k} {v}" for k, v in one.items())
+        for one in (parameters if isinstance(parameters, list) else [parameters])
+    ]
+    title = f"{case_name(path)}: {parser.get_parsed_content('superpixel#method')} ({'; '.join(texts)})"
     return show.save_figure(show.superpixel_figure(planes, maps, title=title, count=slices), output)
 
 
@@ -89,16 +94,8 @@ def episodes(
     fixed["train#dataset#progress"] = False
     parser = read_config(config_file, dataset_dir, overrides, {**fixed, **settings})
     dataset = parser.get_parsed_content("train#dataset")
-    drawn = []
-    for index in range(count):
-        made = dataset[index]
-        planes = {
-            "support": made["support_image"][0, 0, 0],
-            "support_mask": made["support_label"][0, 0, 0],
-            "query": made["image"][0],
-            "query_mask": made["label"][0, 0],
-        }
-        drawn.append({k: show.frame_to_picture(np.asarray(v)) for k, v in planes.items()})
+    prepare = parser.get_parsed_content("train#trainer#prepare_batch")
+    drawn = show.episode_planes(prepare(default_collate([dataset[i] for i in range(count)]), "cpu"), count=count)
     scan = dataset.transform({"image": path})
     aspect = show.to_planes(plain(scan["image"]), scan["image"].affine).aspect
     title = f"{case_name(path)}: {count} episodes, seed {seed}"

@@ -54,10 +54,10 @@ class OverlaySaver:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        """Save the pictures of an iteration."""
-        for output in engine.state.output:
+        """Save the pictures of an iteration; what postprocessing leaves untouched is in the batch."""
+        for batch, output in zip(engine.state.batch, engine.state.output):
             try:
-                self.draw(output)
+                self.draw({**batch, **output})
             except (OSError, ValueError, RuntimeError) as error:
                 logging.getLogger(__name__).warning("no overlay of a case: %s", error)
 
@@ -65,8 +65,12 @@ class OverlaySaver:
         """Save the picture of one case and return its file.
 
         Raises:
+            KeyError: if a key is absent.
             ValueError: if prediction, truth and image are not on one grid.
         """
+        missing = [key for key in (self.pred_key, self.truth_key) if key is not None and key not in output]
+        if missing:
+            raise KeyError(f"OverlaySaver: {missing} absent, there are {sorted(map(str, output))}")
         prediction = output[self.pred_key]
         source = str(prediction.meta.get("filename_or_obj", ""))
         image = LoadImage(image_only=True, ensure_channel_first=True)(source)

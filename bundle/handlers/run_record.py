@@ -33,14 +33,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def quote(argument: str) -> str:
+    """An argument for a shell, in double quotes where it has single ones."""
+    if "'" in argument and not set('"$`\\!') & set(argument):
+        return f'"{argument}"'
+    plain = argument.replace("#", "") if argument.startswith("--") else argument  # # is plain inside a word
+    return argument if shlex.quote(plain) == plain else shlex.quote(argument)
+
+
 def command_line() -> str:
     """The command that started this program, quoted for a shell."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     arguments = sys.argv[1:]
     if spec is not None and spec.name:
         module = spec.name[: -len(".__main__")] if spec.name.endswith(".__main__") else spec.name
-        return shlex.join(["python", "-m", module, *arguments])
-    return shlex.join(["python", *sys.argv])
+        return " ".join(map(quote, ["python", "-m", module, *arguments]))
+    return " ".join(map(quote, ["python", *sys.argv]))
 
 
 class RunRecord:

@@ -2,6 +2,7 @@
 
 from .colors import PALETTE, label_colors
 from .curves import read_curves
+from .episodes import episode_planes
 from .figures import (
     curves_figure,
     episode_figure,
@@ -22,6 +23,7 @@ __all__ = [
     "curves_figure",
     "display_range",
     "episode_figure",
+    "episode_planes",
     "figure_array",
     "frame_to_picture",
     "label_colors",

@@ -18,7 +18,7 @@ import numpy as np
 from monai.utils import optional_import
 from numpy.typing import ArrayLike
 
-from .colors import Color, hex_color, label_colors, nth_color, parse_color
+from .colors import PALETTE, Color, hex_color, label_colors, nth_color, parse_color
 from .picture import (
     Planes,
     borders,
@@ -41,6 +41,7 @@ Figure_, _ = optional_import("matplotlib.figure", name="Figure")
 FigureCanvas, _ = optional_import("matplotlib.backends.backend_agg", name="FigureCanvasAgg")
 Patch, _ = optional_import("matplotlib.patches", name="Patch")
 Line, _ = optional_import("matplotlib.lines", name="Line2D")
+Ticks, _ = optional_import("matplotlib.ticker", name="MaxNLocator")
 stroke, _ = optional_import("matplotlib.patheffects", name="withStroke")
 
 CONVENTION = {
@@ -154,8 +155,9 @@ def superpixel_figure(
 
     Args:
         image: the scan.
-        superpixels: maps ``(D, H, W)`` on the planes of ``image``, 0 for none.
-        slices: which; ``None`` for ``count`` of those that have superpixels.
+        superpixels: maps ``(D, H, W)`` on the planes of ``image``, 0 for none; or several levels ``(L, D, H, W)``,
+            each in a row of its own.
+        slices: which; ``None`` for ``count`` of those that have superpixels, with levels 4 at most.
         title: heading.
         count: number of slices to choose.
         side_px: longer side of a picture.
@@ -164,21 +166,25 @@ def superpixel_figure(
         ValueError: if the maps have another shape than the image.
     """
     maps = np.asarray(superpixels)
-    if maps.shape != image.values.shape:
+    maps = maps[None] if maps.ndim == 3 else maps
+    if maps.shape[1:] != image.values.shape:
         raise ValueError(f"superpixels of shape {maps.shape} do not fit the planes of shape {image.values.shape}")
-    chosen = spread(labelled_slices(maps), count) if slices is None else list(slices)
-    chosen = chosen or [len(maps) // 2]
-    rows, columns = layout(len(chosen), image.aspect)
-    width = 2.6
-    figure, axes = new_figure(rows, columns, width, image.aspect, 0.3 if title else 0.0, 0.24)
+    levels = len(maps)
+    count = count if levels == 1 else min(count, 4)
+    chosen = spread(labelled_slices(*maps), count) if slices is None else list(slices)
+    chosen = chosen or [maps.shape[1] // 2]
+    rows, columns = layout(len(chosen), image.aspect) if levels == 1 else (levels, len(chosen))
+    figure, axes = new_figure(rows, columns, 2.6, image.aspect, 0.3 if title else 0.0, 0.24)
     grey = to_grey(image.values)
-    size = picture_size(maps.shape[1:], image.pixel_mm, side_px)
-    for ax, z in zip(axes.flat, chosen):
-        identifiers = np.unique(maps[z][maps[z] > 0])
-        colors = {int(v): nth_color(i % 7) for i, v in enumerate(identifiers)}
-        tinted = render_slice(grey[z], fill=maps[z], colors=colors, size=size, opacity=0.15)
-        tinted[borders(resize_labels(maps[z], size))] = parse_color(BORDER)
-        draw_picture(ax, tinted, f"slice {z + 1}: {len(identifiers)} superpixels", image)
+    size = picture_size(maps.shape[2:], image.pixel_mm, side_px)
+    for ax, (level, z) in zip(axes.flat, [(level, z) for level in range(levels) for z in chosen]):
+        plane = maps[level, z]
+        identifiers = np.unique(plane[plane > 0])
+        colors = {int(v): nth_color(i % len(PALETTE)) for i, v in enumerate(identifiers)}
+        tinted = render_slice(grey[z], fill=plane, colors=colors, size=size, opacity=0.15)
+        tinted[borders(resize_labels(plane, size))] = parse_color(BORDER)
+        prefix = "" if levels == 1 else f"level {level + 1}, "
+        draw_picture(ax, tinted, f"{prefix}slice {z + 1}: {len(identifiers)} superpixels", image)
     draw_notes(figure, title, CONVENTION.get(image.left, ""))
     return figure
 
@@ -190,7 +196,7 @@ def episode_figure(
 
     Args:
         episodes: each with planes ``(H, W)``: ``support``, ``support_mask``, ``query``, ``query_mask``, optional
-            ``prediction`` (mask). Grey values of any scale.
+            ``prediction``, see :func:`episode_planes`. Grey values of any scale; masks are label maps, 0 background.
         title: heading.
         note: line at the bottom.
         aspect: width of a picture divided by its height, in mm.
@@ -202,26 +208,26 @@ def episode_figure(
         raise ValueError("episodes must hold at least one episode, got none")
     predicted = any("prediction" in episode for episode in episodes)
     columns = 4 if predicted else 3
-    width = 2.4
-    figure, axes = new_figure(len(episodes), columns, width, aspect, 0.3 if title else 0.0, 0.24)
-    colors = {1: nth_color(1)}
+    figure, axes = new_figure(len(episodes), columns, 2.4, aspect, 0.3 if title else 0.0, 0.24)
     view = Planes(np.zeros((1, 1, 1)), "R", "A", (1.0, 1.0), 1.0)
     for row, episode in zip(axes, episodes):
         support, query = to_grey(episode["support"]), to_grey(episode["query"])
-        height, width_px = support.shape
-        size = picture_size(support.shape, (width_px / (height * aspect), 1.0), 320)
-        masks = {k: (np.asarray(v) > 0.5).astype(int) for k, v in episode.items() if k not in ("support", "query")}
-        area, other = int(masks["support_mask"].sum()), int(masks["query_mask"].sum())
-        marked = render_slice(support, masks["support_mask"], masks["support_mask"], colors, size)
-        draw_picture(row[0], marked, f"support and mask, {area} px", view)
+        height, width = support.shape
+        size = picture_size(support.shape, (width / (height * aspect), 1.0), 320)
+        maps = {k: np.rint(v).astype(int) for k, v in episode.items() if k not in ("support", "query")}
+        values = sorted({int(v) for labels in maps.values() for v in np.unique(labels) if v > 0})
+        colors = {value: nth_color(value % len(PALETTE)) for value in values}
+        drawn = [(support, "support_mask", "support"), (query, "query_mask", "query, true")]
+        for ax, (grey, key, name) in zip(row[[0, 2]], drawn):
+            shown = np.unique(maps[key][maps[key] > 0])
+            what = f"{int((maps[key] > 0).sum())} px" if len(values) <= 1 else f"{len(shown)} regions"
+            draw_picture(ax, render_slice(grey, maps[key], maps[key], colors, size), f"{name} mask, {what}", view)
         draw_picture(row[1], render_slice(query, size=size), "query", view)
-        marked = render_slice(query, masks["query_mask"], masks["query_mask"], colors, size)
-        draw_picture(row[2], marked, f"query's true mask, {other} px", view)
         if "prediction" in episode:
-            dice = plane_dice(masks["prediction"], masks["query_mask"], 1)
-            marked = render_slice(query, masks["prediction"], masks["query_mask"], colors, size)
-            score = "" if math.isnan(dice) else f", Dice {100 * dice:.0f}"
-            draw_picture(row[3], marked, f"prediction (fill), truth (line){score}", view)
+            scores = [plane_dice(maps["prediction"], maps["query_mask"], value) for value in values]
+            score = f", Dice {100 * float(np.nanmean(scores)):.0f}" if scores else ""
+            marked = render_slice(query, maps["prediction"], maps["query_mask"], colors, size)
+            draw_picture(row[3], marked, f"prediction (line: truth){score}", view)
     draw_notes(figure, title, note or CONVENTION["R"])
     return figure
 
@@ -361,7 +367,8 @@ def prototype_figure(
 
     The support's windows that give a prototype are colored, those of the background by their place (hue from left to
     right, lightness from top to bottom) so that the map of winners can be read: a cell of the query has the color of
-    the support window that decided it. The third and fourth picture show how clear each decision was and the result.
+    the support window that decided it. The third and fourth picture of the query show its probability and
+    the result.
 
     Args:
         result: see :func:`prototype_map`.
@@ -387,8 +394,8 @@ def prototype_figure(
     draw_picture(axes[1, 0], render_slice(grey, size=sizes[1]), "query", view)
     picture = tint(grey, result.query_colors(), sizes[1], 0.6)
     draw_picture(axes[1, 1], picture, "which prototype won each cell", view)
-    margin = resize_grey(np.clip(0.5 + result.margin / (2 * result.margin_scale), 0, 1), sizes[1])
-    draw_picture(axes[1, 2], margin, f"score of {name} less background", view, cmap="cividis", vmin=0, vmax=1)
+    chance = resize_grey(result.probability, sizes[1])
+    draw_picture(axes[1, 2], chance, f"probability of {name}", view, cmap="cividis", vmin=0, vmax=1)
     mask = (result.winner_class > 0).astype(int)
     final = render_slice(grey, resize_labels(mask, np.shape(query)), None, {1: nth_color(1)}, sizes[1])
     draw_picture(axes[1, 3], final, f"result: {name}", view)
@@ -406,8 +413,7 @@ def prototype_figure(
         labelcolor=INK,
         bbox_to_anchor=(0.5, 0.22 / figure.get_figheight()),
     )
-    note = f"{CONVENTION['R']}; margin: from {-result.margin_scale:.0f} (dark) to {result.margin_scale:.0f} (bright)"
-    draw_notes(figure, title, note)
+    draw_notes(figure, title, f"{CONVENTION['R']}; probability: 0 dark blue, 1 bright yellow")
     return figure
 
 
@@ -454,6 +460,7 @@ def curves_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str 
             ax.set_title(f"{name} ({'lowest' if falls else 'highest'} {values[best]:.3g} at {steps[best]:g})")
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=8)
+        ax.xaxis.set_major_locator(Ticks(nbins=6, integer=True))
         ax.grid(alpha=0.3)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)

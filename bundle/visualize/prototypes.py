@@ -40,9 +40,9 @@ class PrototypeMap:
     margin: np.ndarray
 
     @property
-    def margin_scale(self) -> float:
-        """A round value that the 98th percentile of the margins' sizes stays below."""
-        return float(max(1.0, np.ceil(np.percentile(np.abs(self.margin), 98))))
+    def probability(self) -> np.ndarray:
+        """Probability ``(h, w)`` of the structure: the softmax of both scores."""
+        return 1.0 / (1.0 + np.exp(-np.clip(self.margin, -50, 50)))
 
     def window_colors(self) -> np.ndarray:
         """A color ``(M, gh, gw, 3)`` for each window by its place, as of the background."""
