@@ -59,7 +59,7 @@ class FewShotInferer(Inferer):
     - by default the scans are aligned along z by their own features, and each query slice is matched to the
       ``num_slices`` nearest support slices, all labels at once. Where none of these shows a label, it cannot appear;
       where no support slice is near, all is background. Gives scores ``(1, 1 + n, H, W, D)``.
-    - with ``chunks`` ``(n, D)`` in the query's meta data, as the published protocols prescribe, each label is matched
+    - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe, each label is matched
       alone against its background, to the support slice of the query slice's chunk. Gives differences of foreground
       and background ``(1, n, H, W, D)``.
 
@@ -134,7 +134,8 @@ class FewShotInferer(Inferer):
         features = self._encode(network, volume)
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
-            scores, possible = self._match_chunks(network, features, encoded, values, chunks)
+            num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
+            scores, possible = self._match_chunks(network, features, encoded, values, chunks, num_chunks)
         else:
             chosen, fit = self._locate(features, encoded, slice_spacing(inputs))
             scores, possible = self._match_nearest(network, features, encoded, values, chosen)
@@ -291,10 +292,10 @@ class FewShotInferer(Inferer):
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
         chunks: Tensor,
+        num_chunks: int,
     ) -> tuple[Tensor, Tensor]:
         """Foreground less background ``(D, n, h, w)`` by each chunk's slice, and where a chunk is given ``(D, n)``."""
         grid = features.shape[-2:]
-        num_chunks = int(chunks.max()) + 1
         out = torch.zeros((len(features), len(values), *grid), device=features.device)
         for row, value in enumerate(values):
             scans = [
@@ -302,7 +303,9 @@ class FewShotInferer(Inferer):
                 for s in encoded
                 if value in s.values
             ]
-            for chunk in range(num_chunks if scans else 0):
+            for chunk in chunks[row].unique().tolist() if scans else []:
+                if chunk < 0:
+                    continue
                 where = (chunks[row] == chunk).nonzero()[:, 0].to(features.device)
                 for part in where.split(self.slice_batch_size):
                     support = torch.stack([s.features[slices[chunk]] for s, slices in scans])[None]

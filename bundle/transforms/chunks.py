@@ -33,12 +33,13 @@ class QueryChunksd(MapTransform):
         self.orient = OrientSlices()
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
-        """Add ``chunks`` to the query's meta data."""
+        """Add ``chunks`` and ``num_chunks`` to the query's meta data."""
         out = dict(data)
         if self.num_chunks > 0:
             image, truth = out[self.keys[0]], self.orient(out[self.keys[1]]).as_subclass(torch.Tensor)
             shown = [(truth[0] == value).flatten(0, 1).any(dim=0).cpu().numpy() for value in self.labels]
             image = image.clone()
             image.meta["chunks"] = np.stack([query_chunks(s, self.num_chunks) for s in shown])
+            image.meta["num_chunks"] = self.num_chunks
             out[self.keys[0]] = image
         return out
