@@ -16,7 +16,7 @@ from ..checks import check_volume
 from ..keys import IMAGE, LABEL, SUPERPIXELS, SUPPORT_IMAGE, SUPPORT_LABEL
 from ..transforms.episode import apply_drawn_views
 from ..transforms.pseudo_label import candidates
-from .datalist import list_images
+from .datalist import held_out, list_images
 
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
@@ -39,6 +39,7 @@ class EpisodeDataset(Dataset):
         exclude_labels: slices that show ANY of these label values are left out (setting 2 of the paper).
         image_dir: folder whose images are used besides ``data``, such as the studies folder of a MONAI Label server,
             which passes on labelled images only.
+        image_fraction: share of that folder's images to use, drawn at random but at least one.
         num_workers: threads that read scans.
         progress: show a progress bar while scans are read.
 
@@ -56,6 +57,7 @@ class EpisodeDataset(Dataset):
         min_area_px: int = 64,
         exclude_labels: Sequence[int] = (),
         image_dir: str | os.PathLike | None = None,
+        image_fraction: float = 1.0,
         num_workers: int = 1,
         progress: bool = False,
     ) -> None:
@@ -67,6 +69,7 @@ class EpisodeDataset(Dataset):
         self.min_area_px = min_area_px
         self.exclude_labels = tuple(exclude_labels)
         self.image_dir = image_dir
+        self.image_fraction = image_fraction
         self.num_workers = num_workers
         self.progress = progress
         self._images: torch.Tensor | None = None
@@ -85,7 +88,8 @@ class EpisodeDataset(Dataset):
         known = {os.path.realpath(str(entry[IMAGE])) for entry in self.data}
         folder = self.image_dir if self.image_dir and os.path.isdir(self.image_dir) else None
         more = list_images(folder) if folder else []
-        return [*self.data, *({IMAGE: path} for path in more if os.path.realpath(path) not in known)]
+        new = [{IMAGE: path} for path in more if os.path.realpath(path) not in known]
+        return [*self.data, *held_out(new, self.image_fraction, self.seed)]
 
     def slices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Read everything once: usable slices ``(S, 1, H, W)`` and their superpixel maps ``(S, L, H, W)``, int16."""

@@ -10,10 +10,13 @@ from typing import Any
 
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import optional_import
 
 from ..data.datastore import Datastore, label_value_names, label_values
 from ..data.support import VALUES, resolve_support
 from ..keys import IMAGE, LABEL
+
+HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
 
 NO_SUPPORT = (
     "no support: nothing tells what to segment. Label one scan and finish it (3D Slicer: Submit Label; OHIF: Submit; "
@@ -129,7 +132,7 @@ class SelectSupportd(MapTransform):
         for key in self.key_iterator(out):
             image: MetaTensor = out[key].clone()
             path = str(out.get("image_path") or image.meta.get("filename_or_obj", ""))
-            entries, names = self.select(path, out.get(self.request_key))
+            entries, names = self._select(path, out)
             image.meta["support"] = json.dumps(entries)
             out[key] = image
             scans = [os.path.basename(entry[IMAGE]) for entry in entries]
@@ -137,6 +140,14 @@ class SelectSupportd(MapTransform):
             if "image_path" in out:  # a request to MONAI Label, whose answer carries `result`
                 out["result"] = {**out.get("result", {}), "support": scans, "label_values": names}
         return out
+
+    def _select(self, path: str, data: Mapping[Hashable, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        try:
+            return self.select(path, data.get(self.request_key))
+        except (ValueError, FileNotFoundError) as error:
+            if "image_path" in data and has_http:  # else the annotator reads "Internal Server Error"
+                raise HTTPException(status_code=400, detail=str(error)) from error
+            raise
 
 
 class SupportFitd(MapTransform):
