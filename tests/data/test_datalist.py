@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bundle.data import case_name, held_out, label_names, list_images, make_datalist, select_cases
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images, two labelled, and files that are no images."""
+    for name in ("imagesTr/b.nii.gz", "imagesTr/a 1.nii", "imagesTr/ü.nii.gz", "labelsTr/b.nii.gz", "labelsTr/a 1.nii",
+                 "imagesTr/notes.txt", "imagesTr/._b.nii.gz", "imagesTr/c.nii.gz.tmp"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_images_come_sorted_with_the_labels_there_are(folder):
+    entries = make_datalist(folder)
+    assert [case_name(entry["image"]) for entry in entries] == ["a 1", "b", "ü"]
+    assert [entry.get("label", "").replace(str(folder), "") for entry in entries] == [
+        "/labelsTr/a 1.nii",
+        "/labelsTr/b.nii.gz",
+        "",
+    ]
+
+
+def test_images_may_lie_in_the_folder_itself(folder):
+    entries = make_datalist(folder / "imagesTr")
+    assert [set(entry) for entry in entries] == [{"image"}] * 3
+
+
+def test_no_folder_is_an_empty_list_but_an_error_when_asked_for_its_images(tmp_path):
+    assert make_datalist(tmp_path / "absent") == []
+    assert make_datalist(tmp_path) == []
+    with pytest.raises(FileNotFoundError, match="absent: no such folder of images; check dataset_dir"):
+        list_images(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/d/a.nii.gz", "a"), ("a.b.nii", "a.b"), ("x.nii.gz.nii.gz", "x.nii.gz"), ("plain", "plain")]
+)
+def test_case_names(path, name):
+    assert case_name(path) == name
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"0": "background", "1": "liver", "12": "left kidney"}, {"background": 0, "liver": 1, "left kidney": 12}],
+    ids=["Decathlon", "nnU-Net"],
+)
+def test_label_names_of_both_layouts(tmp_path, labels):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert label_names(tmp_path) == {1: "liver", 12: "left kidney"}
+
+
+def test_label_names_without_a_file_or_without_labels(tmp_path):
+    assert label_names(tmp_path) == {}
+    (tmp_path / "dataset.json").write_text("{}")
+    assert label_names(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"labels": ["liver"]}', '{"labels": {"liver": "one"}}', "{", "[]", '{"labels": {"region": [1, 2]}}']
+)
+def test_label_names_that_are_no_map_are_an_error(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset.json: 'labels' must map values to names"):
+        label_names(tmp_path)
+
+
+def test_selection_is_by_name_and_in_order(folder):
+    entries = make_datalist(folder)
+    assert select_cases(entries, ["ü", "b"]) == [entries[2], entries[1]]
+    with pytest.raises(KeyError, match=r"no such case: \['z'\]; there are \['a 1', 'b', 'ü'\]"):
+        select_cases(entries, ["b", "z"])
+
+
+@pytest.mark.parametrize(
+    ("scans", "fraction", "count"),
+    [(20, 0.1, 2), (20, 0.0, 0), (3, 0.1, 1), (1, 0.1, 1), (0, 0.1, 0), (20, 1.0, 20), (25, 0.3, 8)],
+)
+def test_number_of_held_out_scans(scans, fraction, count):
+    datalist = [{"image": f"{i}"} for i in range(scans)]
+    chosen = held_out(datalist, fraction)
+    assert len(chosen) == count
+    assert all(entry in datalist for entry in chosen)
+    assert len({entry["image"] for entry in chosen}) == count
+
+
+def test_held_out_scans_depend_on_the_seed_alone():
+    datalist = [{"image": f"{i}"} for i in range(40)]
+    assert held_out(datalist, 0.2, seed=1) == held_out(datalist, 0.2, seed=1)
+    assert held_out(datalist, 0.2, seed=1) != held_out(datalist, 0.2, seed=2)
+    assert len({held_out(datalist, 0.02, seed=s)[0]["image"] for s in range(30)}) > 8

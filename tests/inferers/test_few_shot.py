@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from torch import nn
+
+from bundle.data import query_chunks, support_slices
+from bundle.data.support import SupportScan
+from bundle.inferers import FewShotInferer
+from bundle.networks import ALPNet
+from bundle.transforms import OrientSlicesd, SliceFramed
+
+from ..conftest import make_tiny, save_nifti
+
+SIZE, DEPTH = 64, 10
+
+
+class PatchEncoder(nn.Module):
+    """Random projection of 8x8 patches: each patch of noise is like itself and like no other."""
+
+    in_channels, out_channels, stride = 1, 64, 8
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Conv2d(1, 64, 8, 8, bias=False)
+        with torch.no_grad():
+            self.project.weight.copy_(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, image):
+        return self.project(image)
+
+
+class CountingNetwork(ALPNet):
+    """Counts the slices that it encodes."""
+
+    def __init__(self, **arguments):
+        super().__init__(PatchEncoder(), foreground_gate="off", testing_window=1, temperature=200.0, **arguments)
+        self.encoded = 0
+        self.eval()
+
+    def encode(self, images):
+        self.encoded += len(images)
+        return super().encode(images)
+
+
+def noise(seed, depth=DEPTH):
+    return torch.randn(1, SIZE, SIZE, depth, generator=torch.Generator().manual_seed(seed))
+
+
+def squares(depth=DEPTH):
+    """Two organs on the 8 px grid: 1 in slices 2 to 6, 3 in slices 5 to 8."""
+    label = torch.zeros(SIZE, SIZE, depth, dtype=torch.int64)
+    label[8:32, 16:40, 2:7] = 1
+    label[40:56, 8:24, 5:9] = 3
+    return label
+
+
+def query_of(image, spacing_mm=7.0, **meta):
+    """A query as the data loader hands it over: (1, C, H, W, D)."""
+    affine = torch.diag(torch.tensor([2.0, 2.0, spacing_mm, 1.0], dtype=torch.float64))[None]
+    return MetaTensor(image[None], affine=affine, meta={"filename_or_obj": "q.nii.gz", **meta})
+
+
+def segment(inferer, network, query):
+    """Label map (H, W, D) as the postprocessing makes it."""
+    with torch.no_grad():
+        scores = inferer(query, network)
+    values = torch.tensor([0, *torch.as_tensor(scores.meta["label_values"]).flatten().tolist()])
+    return values[scores.as_subclass(torch.Tensor)[0].argmax(dim=0)], scores
+
+
+def given(*scans, **arguments):
+    inferer = FewShotInferer(**arguments)
+    inferer.set_support(scans)
+    return inferer
+
+
+@pytest.mark.parametrize("num_slices", [1, 3])
+@pytest.mark.parametrize("slice_batch_size", [1, 4, 64])
+def test_support_as_query_gives_its_mask_back(num_slices, slice_batch_size):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    inferer = given(scan, num_slices=num_slices, slice_batch_size=slice_batch_size)
+    found, scores = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    # upsampling blurs the borders of the cells by less than half a cell
+    assert scores.shape == (1, 3, SIZE, SIZE, DEPTH)
+    assert (found == squares()).float().mean() > 0.98
+    inner = torch.zeros_like(squares(), dtype=torch.bool)
+    inner[11:29, 19:37] = inner[43:53, 11:21] = True
+    assert (found == squares())[inner].all()
+    for z in (0, 1, 9):
+        assert (found[..., z] == 0).all()
+
+
+def test_organ_outside_of_the_range_of_the_support_gives_none():
+    # the query reaches further in both directions: slices 0 to 1 and 8 to 9 have no counterpart
+    scan = SupportScan(noise(0)[..., 2:8], torch.ones(SIZE, SIZE, 6, dtype=torch.int64), 7.0, "a")
+    scan.label[:8] = 0
+    found, scores = segment(given(scan, num_slices=1), CountingNetwork(), query_of(noise(0)))
+    assert (found[12:, :, 2:8] == 1).all()
+    assert (found[..., [0, 1, 8, 9]] == 0).all()
+    assert (scores[:, 1:, ..., [0, 1, 8, 9]] < -1e3).all()
+
+
+def test_label_can_appear_only_where_an_answering_slice_shows_it():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    _, scores = segment(given(scan, num_slices=3), CountingNetwork(), query_of(noise(0)))
+    shown = {0: range(8), 1: range(4, DEPTH)}  # a slice beyond the organ on each side; slice 0 asks 0, 1 and 2
+    for row, slices in shown.items():
+        for z in range(DEPTH):
+            assert (scores[0, 1 + row, ..., z].max() > -1e3) == (z in slices)
+
+
+def test_smoothing_stays_off_slices_where_a_label_cannot_appear():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    network = CountingNetwork()
+    _, plain = segment(given(scan, num_slices=1), network, query_of(noise(0)))
+    _, smooth = segment(given(scan, num_slices=1, smoothing_mm=8.0), network, query_of(noise(0)))
+    torch.testing.assert_close(smooth < -1e3, plain < -1e3)
+    steps = torch.arange(2.0, 7.0)
+    for z in range(2, 7):  # slices where organ 1 can appear
+        weights = torch.exp(-0.5 * ((steps - z) * 7.0 / 8.0) ** 2)
+        expected = (plain[0, 1, ..., 2:7].as_subclass(torch.Tensor) * (weights / weights.sum())).sum(dim=-1)
+        torch.testing.assert_close(smooth[0, 1, ..., z].as_subclass(torch.Tensor), expected, atol=1e-2, rtol=1e-3)
+
+
+def test_wanted_labels_come_in_the_given_order_and_an_absent_one_never_appears():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    found, scores = segment(given(scan, labels=[3, 7]), CountingNetwork(), query_of(noise(0)))
+    assert scores.meta["label_values"].tolist() == [[3, 7]]
+    assert set(found.unique().tolist()) == {0, 3}
+    assert (scores[0, 2] < -1e3).all()
+
+
+def test_duplicated_and_reordered_supports_change_nothing():
+    network, query = make_tiny(), query_of(noise(3))
+    first, second = (SupportScan(noise(s), squares(), 7.0, str(s)) for s in (1, 2))
+    _, one = segment(given(first), network, query)
+    _, twice = segment(given(first, first), network, query)
+    torch.testing.assert_close(one, twice, atol=1e-3, rtol=1e-4)
+    _, both = segment(given(first, second), network, query)
+    _, reversed_ = segment(given(second, first), network, query)
+    torch.testing.assert_close(both, reversed_, atol=1e-3, rtol=1e-4)
+    assert (one - both).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+@pytest.mark.parametrize("spans", [[(0, 9), (4, 5)], [(3, 3), (2, 2)], [(1, 8), None]], ids=["long", "single", "none"])
+def test_chunk_mode_equals_a_literal_loop_of_the_network(shots, spans):
+    network = make_tiny()
+    scans = [SupportScan(noise(s), squares(), 7.0, str(s)) for s in range(shots)]
+    image = noise(9)
+    chunks = []
+    for span in spans:
+        shown = np.zeros(DEPTH, bool)
+        if span:
+            shown[span[0] : span[1] + 1] = True
+        chunks.append(query_chunks(shown, 3))
+    query = query_of(image, chunks=torch.as_tensor(np.stack(chunks))[None], num_chunks=torch.tensor([3]))
+    with torch.no_grad():
+        scores = given(*scans, labels=[1, 3])(query, network)
+        assert scores.shape == (1, 2, SIZE, SIZE, DEPTH)
+        for row, value in enumerate((1, 3)):
+            for z in range(DEPTH):
+                if chunks[row][z] < 0:
+                    assert (scores[0, row, ..., z] < -1e3).all()
+                    continue
+                images, masks = [], []
+                for scan in scans:
+                    bearing = [s for s in range(DEPTH) if (scan.label[..., s] == value).any()]
+                    chosen = support_slices(bearing, 3)[chunks[row][z]]
+                    images.append(scan.image[..., chosen])
+                    masks.append((scan.label[..., chosen] == value).float())
+                logits = network(
+                    image[None, ..., z], torch.stack(images)[None, None], torch.stack(masks)[None, None]
+                )  # (1, 2, H, W)
+                expected = logits[0, 1] - logits[0, 0]
+                torch.testing.assert_close(
+                    scores[0, row, ..., z].as_subclass(torch.Tensor), expected, atol=1e-3, rtol=1e-4
+                )
+
+
+def test_query_without_any_tested_organ_gives_nothing_under_a_chunk_protocol():
+    chunks = torch.full((1, 2, DEPTH), -1)
+    query = query_of(noise(9), chunks=chunks, num_chunks=torch.tensor([3]))
+    scores = given(SupportScan(noise(0), squares(), 7.0, "a"), labels=[1, 3])(query, make_tiny())
+    assert (scores < -1e3).all()
+
+
+def test_equal_calls_give_equal_answers():
+    network, inferer = make_tiny(), given(SupportScan(noise(0), squares(), 7.0, "a"))
+    _, first = segment(inferer, network, query_of(noise(4)))
+    segment(inferer, network, query_of(noise(5)))
+    _, again = segment(inferer, network, query_of(noise(4)))
+    torch.testing.assert_close(first, again, atol=0, rtol=0)
+
+
+# ---- supports from files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two labelled scans in a folder."""
+    for name, seed in (("a", 0), ("b", 1)):
+        save_nifti(tmp_path / f"{name}.nii.gz", noise(seed)[0].numpy())
+        save_nifti(tmp_path / f"{name}_label.nii.gz", squares().numpy().astype(np.uint8))
+    return tmp_path
+
+
+def entry(name):
+    return {"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz"}
+
+
+def from_files(folder, *names, **arguments):
+    steps = Compose(
+        [
+            LoadImaged(["image", "label"]),
+            EnsureChannelFirstd(["image", "label"]),
+            OrientSlicesd(["image", "label"]),
+            SliceFramed(["image", "label"], None, (SIZE, SIZE), mode=["bilinear", "nearest"]),
+        ]
+    )
+    return FewShotInferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
+
+
+def count_encoded(inferer, network, query):
+    before = network.encoded
+    segment(inferer, network, query)
+    return network.encoded - before
+
+
+def test_files_give_what_scans_in_memory_give(files):
+    network = make_tiny()
+    _, stored = segment(from_files(files, "a"), network, query_of(noise(4)))
+    _, held = segment(given(SupportScan(noise(0), squares(), 1.0, "a")), network, query_of(noise(4)))
+    torch.testing.assert_close(stored, held)
+
+
+def test_support_is_encoded_once(files):
+    network, inferer = CountingNetwork(), from_files(files, "a", "b")
+    assert count_encoded(inferer, network, query_of(noise(4))) == 3 * DEPTH
+    assert count_encoded(inferer, network, query_of(noise(5, 7))) == 7
+
+
+def test_support_is_encoded_anew_when_its_label_changes(files):
+    network, inferer = CountingNetwork(), from_files(files, "a")
+    before, _ = segment(inferer, network, query_of(noise(0)))
+    assert set(before.unique().tolist()) == {0, 1, 3}
+    save_nifti(files / "a_label.nii.gz", (squares().numpy() == 3).astype(np.uint8) * 5)
+    os.utime(files / "a_label.nii.gz", ns=(1, 1))
+    assert count_encoded(inferer, network, query_of(noise(0))) == 2 * DEPTH
+    after, _ = segment(inferer, network, query_of(noise(0)))
+    assert set(after.unique().tolist()) == {0, 5}
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "optimizer", "another network"])
+def test_support_is_encoded_anew_when_the_weights_change(files, how):
+    network, inferer = CountingNetwork(), from_files(files, "a")
+    count_encoded(inferer, network, query_of(noise(4)))
+    if how == "load_state_dict":
+        network.load_state_dict({key: 0.5 * value for key, value in network.state_dict().items()})
+    elif how == "optimizer":
+        network.encoder.project.weight.grad = torch.ones_like(network.encoder.project.weight)
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+    else:
+        network = CountingNetwork()
+    assert count_encoded(inferer, network, query_of(noise(4))) == 2 * DEPTH
+    assert count_encoded(inferer, network, query_of(noise(4))) == DEPTH
+    _, scores = segment(inferer, network, query_of(noise(4)))
+    _, fresh = segment(from_files(files, "a"), network, query_of(noise(4)))
+    torch.testing.assert_close(scores, fresh)
+
+
+def test_oldest_support_leaves_a_full_cache(files):
+    network, inferer = CountingNetwork(), from_files(files, cache_size=1)
+
+    def ask(name):
+        return count_encoded(inferer, network, query_of(noise(4), support=[json.dumps([entry(name)])])) - DEPTH
+
+    assert [ask(name) for name in "aabab"] == [DEPTH, 0, DEPTH, DEPTH, DEPTH]
+
+
+def test_query_may_bring_its_own_support(files):
+    save_nifti(files / "b_label.nii.gz", 9 * (squares().numpy() == 3).astype(np.uint8))
+    network, inferer = CountingNetwork(), from_files(files, "a")
+    own = query_of(noise(1), support=json.dumps([entry("b")]))
+    assert set(segment(inferer, network, own)[0].unique().tolist()) == {0, 9}
+    assert "support" not in segment(inferer, network, own)[1].meta
+    assert set(segment(inferer, network, query_of(noise(0)))[0].unique().tolist()) == {0, 1, 3}
+
+
+def test_two_threads_give_the_answers_of_each_alone(files):
+    network = make_tiny()
+    queries = [query_of(noise(s), support=json.dumps([entry("ab"[s % 2])])) for s in range(8)]
+    alone = [segment(from_files(files), network, query)[1] for query in queries]
+    shared, results = from_files(files, cache_size=1), {}
+
+    def work(part):
+        for index in part:
+            results[index] = segment(shared, network, queries[index])[1]
+
+    threads = [threading.Thread(target=work, args=(range(start, 8, 2),)) for start in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == list(range(8))
+    for index, expected in enumerate(alone):
+        torch.testing.assert_close(results[index], expected, atol=0, rtol=0)
+
+
+def test_result_carries_the_meta_data_of_the_query():
+    query = query_of(noise(4), original_affine="kept")
+    _, scores = segment(given(SupportScan(noise(0), squares(), 7.0, "a")), make_tiny(), query)
+    assert scores.meta["original_affine"] == "kept"
+    torch.testing.assert_close(scores.affine, query.affine)
+
+
+@pytest.mark.parametrize("shape", [(1, SIZE, SIZE, DEPTH), (2, 1, SIZE, SIZE, DEPTH), (1, 1, SIZE, SIZE)], ids=str)
+def test_query_of_another_shape_is_an_error(shape):
+    with pytest.raises(ValueError, match=r"expected one volume \(1, C, H, W, D\), got"):
+        given(SupportScan(noise(0), squares(), 7.0, "a"))(torch.rand(shape), make_tiny())
+
+
+def test_query_with_nan_names_its_file():
+    image = noise(0)
+    image[0, 3, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="q.nii.gz: contains NaN"):
+        given(SupportScan(noise(0), squares(), 7.0, "a"))(query_of(image), make_tiny())
+
+
+def test_inferer_without_support_says_what_to_call():
+    with pytest.raises(RuntimeError, match="no support yet: call set_support first"):
+        FewShotInferer()(query_of(noise(0)), make_tiny())
+
+
+def test_empty_support_list_is_named(files):
+    with pytest.raises(ValueError, match="no support: label at least one scan"):
+        from_files(files)(query_of(noise(0)), make_tiny())

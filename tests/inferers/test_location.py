@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bundle.inferers.location import align_scans, describe_slices, nearest_slices
+
+
+def bodies(mm):
+    """A body's unit descriptions (D, 24) at heights in mm: smooth, and never the same twice."""
+    phases = torch.arange(24.0) * 1.7
+    lengths = torch.linspace(60, 300, 24)
+    waves = torch.sin(torch.as_tensor(mm, dtype=torch.float32)[:, None] / lengths * 6.283 + phases)
+    return torch.nn.functional.normalize(waves, dim=1)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize(("query_spacing", "support_spacing"), [(7.0, 7.0), (5.0, 8.0), (9.0, 4.0)])
+@pytest.mark.parametrize("start_mm", [0.0, 40.0, -40.0])
+def test_known_shift_and_scale_are_found(scale, query_spacing, support_spacing, start_mm):
+    query_z = torch.arange(int(220 / query_spacing)) * query_spacing
+    support_z = torch.arange(int(260 / support_spacing)) * support_spacing
+    # a point at height h of the support's body lies at h / scale in the query's
+    places, similarity = align_scans(
+        bodies((query_z + start_mm / scale) * scale), bodies(support_z), query_spacing, support_spacing
+    )
+    expected = (query_z * scale + start_mm) / support_spacing
+    assert (places - expected).abs().max() <= 1.0
+    assert similarity > 0.9
+
+
+def test_overlap_has_to_be_large_enough():
+    query = bodies(torch.arange(20) * 7.0)
+    support = bodies(torch.arange(20) * 7.0 + 133)  # only the last slice of the query is on the support
+    places, _ = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
+    assert ((places > -0.5) & (places < 19.5)).sum() >= 10
+    free, similarity = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0)
+    torch.testing.assert_close(free, torch.arange(20.0) - 19)
+    assert similarity == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("query", "support"), [(1, 12), (12, 1), (1, 1)])
+def test_single_slices_find_a_place(query, support):
+    places, _ = align_scans(bodies(torch.arange(query) * 7.0 + 35), bodies(torch.arange(support) * 7.0), 7.0, 7.0)
+    assert places.shape == (query,)
+    assert torch.isfinite(places).all()
+    if support == 12:
+        assert places.item() == pytest.approx(5, abs=0.5)
+
+
+def test_description_is_centered_and_of_unit_length():
+    features = torch.rand(5, 3, 8, 12, generator=torch.Generator().manual_seed(0)) + 4
+    description = describe_slices(features, cells=2)
+    assert description.shape == (5, 12)
+    torch.testing.assert_close(description.norm(dim=1), torch.ones(5))
+    unit = features / features.norm(dim=1, keepdim=True)
+    cells = torch.stack([unit[:, :, r : r + 4, c : c + 6].mean(dim=(2, 3)) for r in (0, 4) for c in (0, 6)], dim=2)
+    literal = cells.flatten(1) - cells.flatten(1).mean(dim=0)
+    torch.testing.assert_close(description, literal / literal.norm(dim=1, keepdim=True))
+
+
+def test_nearest_slices_by_hand():
+    places = torch.tensor([-1.2, -0.9, 0.2, 1.6, 3.9, 4.0])
+    expected = [[-1, -1], [0, 1], [0, 1], [2, 1], [3, 2], [-1, -1]]
+    np.testing.assert_array_equal(nearest_slices(places, 4, 2), expected)
+
+
+def test_more_slices_than_there_are_leave_gaps():
+    np.testing.assert_array_equal(nearest_slices(torch.tensor([0.4]), 2, 4), [[0, 1, -1, -1]])
