@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..data.datalist import case_name
@@ -59,7 +60,7 @@ class EvaluationReport:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def add(self, engine: Engine) -> None:
-        """Measure the cases of an iteration and write the table."""
+        """Measure the cases of an iteration and write the table; of several processes, the first writes its own."""
         for output in engine.state.output:
             dice = scan_dice(
                 output[PRED].as_subclass(torch.Tensor),
@@ -71,6 +72,10 @@ class EvaluationReport:
                 percent = "" if np.isnan(score) else round(100 * score, 3)
                 row = {"case": case, "label": value, "name": self.names[value], "dice": percent}
                 self.rows.append({**row, "protocol": self.protocol})
+        if getattr(engine.state, "rank", 0) == 0:
+            self._write_table()
+
+    def _write_table(self) -> None:
         temporary = self._path("metrics.csv.tmp")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, ["case", "label", "name", "dice", "protocol"])
@@ -79,7 +84,16 @@ class EvaluationReport:
         os.replace(temporary, self._path("metrics.csv"))
 
     def finish(self, engine: Engine) -> None:
-        """Write the summary and log it in one line."""
+        """Write the summary and log it in one line; the first of several processes does so for all."""
+        if dist.is_available() and dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self.rows)
+            order = {value: index for index, value in enumerate(self.labels)}
+            gathered = [row for part in parts for row in part]
+            self.rows = sorted(gathered, key=lambda row: (row["case"], order[row["label"]]))
+            if getattr(engine.state, "rank", 0) != 0:
+                return
+            self._write_table()
         per_label = {}
         for value in self.labels:
             scores = [row["dice"] for row in self.rows if row["label"] == value and row["dice"] != ""]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.nn.parallel import DistributedDataParallel
 
 
 class TrainingState:
@@ -34,7 +35,9 @@ class TrainingState:
         resume: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.objects = dict(objects)
+        self.objects = {
+            name: item.module if isinstance(item, DistributedDataParallel) else item for name, item in objects.items()
+        }
         self.evaluator = evaluator
         self.resume = resume
 

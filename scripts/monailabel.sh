@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Serves a folder of scans with MONAI Label: label one scan, and every other scan segments itself.
+# usage: scripts/monailabel.sh STUDIES [--labels liver,spleen] [--weights FILE] [--host 127.0.0.1] [--port 8000] [more for MONAI Label]
+# MONAILABEL_APP: folder of the app with the copy of this bundle that gets trained (app inside the environment)
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [ $# -lt 1 ] || [ "$1" = "--help" ] || [ "$1" = "-h" ]; then
+    sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"
+    exit $([ $# -lt 1 ] && echo 2 || echo 0)
+fi
+[ -d "$1" ] || { echo "monailabel: $1: no such folder of scans" >&2; exit 2; }
+studies="$(cd "$1" && pwd)"; shift
+host=127.0.0.1; port=8000; export_args=(); more=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --host) host="$2"; shift 2 ;;
+        --port) port="$2"; shift 2 ;;
+        --labels) export_args+=(--labels "$2"); shift 2 ;;
+        --weights) export_args+=(--weights "$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"); shift 2 ;;
+        *) more+=("$1"); shift ;;
+    esac
+done
+python="$("$root/scripts/monailabel_env.sh")"
+env="$(dirname "$(dirname "$python")")"
+app="${MONAILABEL_APP:-$env/app}"
+mkdir -p "$app"
+cp -R "$env/apps/monaibundle/." "$app/"
+(cd "$root" && "$python" -m scripts.export monailabel "$app" --studies "$studies" ${export_args[@]+"${export_args[@]}"})
+exec "$python" -m monailabel.main start_server --app "$app" --studies "$studies" \
+    --conf models fewshot_alpnet_segmentation --conf zoo_source local --conf sam2 false \
+    --host "$host" --port "$port" ${more[@]+"${more[@]}"}
