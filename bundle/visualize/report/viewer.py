@@ -1,0 +1,147 @@
+"""Slices of a case as pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.utils import optional_import
+from nibabel.filebasedimages import ImageFileError
+
+from ...data.datalist import SUFFIXES
+from ..colors import Color, hex_color, label_colors
+from ..picture import labelled_slices, outline, picture_size, plane_dice, resize_labels, spread, to_grey, to_planes
+
+PictureFile, _ = optional_import("PIL.Image")
+ndimage, _ = optional_import("scipy.ndimage")
+
+
+def find_file(dataset_dir: str | os.PathLike | None, kind: str, case: str) -> Path | None:
+    """Image or label (``kind`` ``"images"`` or ``"labels"``) of a case in a data set; ``None`` if it is not there."""
+    if dataset_dir is None:
+        return None
+    names = [Path(dataset_dir) / f"{kind}{part}" / f"{case}{suffix}" for part in ("Tr", "Ts") for suffix in SUFFIXES]
+    return next((path for path in names if path.is_file()), None)
+
+
+def case_pictures(
+    prediction: str | os.PathLike,
+    image: str | os.PathLike | None,
+    label: str | os.PathLike | None,
+    names: Mapping[int, str],
+    count: int = 48,
+    side_px: int = 512,
+    quality: int = 82,
+) -> dict[str, Any]:
+    """Everything a viewer of one case needs, with pictures as data URIs.
+
+    Args:
+        prediction: label map.
+        image: the scan on the same grid; ``None`` for a black background.
+        label: the truth on the same grid; ``None`` for none.
+        names: names of the label values.
+        count: slices at most.
+        side_px: longest side of the label pictures; the scan keeps its own size if that is smaller.
+        quality: of the scan's JPEG.
+
+    Returns:
+        ``slices`` (each ``number``, ``image``, ``prediction``, ``truth``, ``note``), ``start``, ``total``, ``left``,
+        ``top``, ``aspect``, ``legend`` (name and color), ``note`` (what is missing).
+
+    Raises:
+        ValueError: if a file cannot be read or the files are not on one grid.
+    """
+    predicted, affine = _read(prediction)
+    planes = to_planes(predicted, affine)
+    maps = {"prediction": planes.values.astype(np.int64)}
+    grey, missing = np.zeros(planes.values.shape, np.float32), []
+    for name, path in (("image", image), ("truth", label)):
+        if path is None:
+            missing.append(f"no {'scan' if name == 'image' else 'truth'} found")
+            continue
+        volume = _read(path)[0]
+        if volume.shape != predicted.shape:
+            raise ValueError(f"{path}: shape {volume.shape} does not fit the prediction {predicted.shape}")
+        turned = to_planes(volume, affine).values
+        if name == "image":
+            grey = to_grey(turned)
+        else:
+            maps["truth"] = turned.astype(np.int64)
+    values = sorted({int(v) for labels in maps.values() for v in np.unique(labels) if v > 0})
+    colors = label_colors(values)
+    shown = labelled_slices(*maps.values()) or list(range(len(grey)))
+    chosen = spread(range(max(0, shown[0] - 1), min(len(grey), shown[-1] + 2)), count)
+    size = picture_size(planes.values.shape[1:], planes.pixel_mm, side_px)
+    small = picture_size(planes.values.shape[1:], planes.pixel_mm, min(side_px, max(planes.values.shape[1:])))
+    slices = []
+    for z in chosen:
+        entry = {"number": z + 1, "image": _jpeg(grey[z], small, quality), "note": ""}
+        for name, labels in maps.items():
+            if labels[z].any():
+                entry[name] = _label_png(resize_labels(labels[z], size), colors, lines=name == "truth")
+        if "truth" in maps:
+            scores = [plane_dice(maps["prediction"][z], maps["truth"][z], value) for value in values]
+            known = [score for score in scores if not math.isnan(score)]
+            entry["note"] = f"Dice in this slice {100 * float(np.mean(known)):.0f}" if known else "no label here"
+        slices.append(entry)
+    reference = maps.get("truth", maps["prediction"])
+    area = [(len(np.unique(reference[z])), int((reference[z] > 0).sum())) for z in chosen]
+    return {
+        "slices": slices,
+        "start": max(range(len(chosen)), key=area.__getitem__),
+        "total": len(grey),
+        "left": planes.left,
+        "top": planes.top,
+        "aspect": round(planes.aspect, 4),
+        "legend": [(names.get(value, f"label {value}"), hex_color(colors[value])) for value in values],
+        "truth": "truth" in maps,
+        "note": "; ".join(missing),
+    }
+
+
+def _read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        file = nib.load(path)
+        volume = np.asanyarray(file.dataobj)
+    except (ImageFileError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if volume.ndim != 3:
+        raise ValueError(f"{path}: expected one 3D volume, got shape {volume.shape}")
+    return volume, file.affine
+
+
+def _jpeg(grey: np.ndarray, size: list[int], quality: int) -> str:
+    picture = PictureFile.fromarray(np.rint(grey * 255).astype(np.uint8))
+    if (picture.height, picture.width) != tuple(size):
+        picture = picture.resize((size[1], size[0]), PictureFile.Resampling.BICUBIC)
+    memory = io.BytesIO()
+    picture.save(memory, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode()
+
+
+def _label_png(labels: np.ndarray, colors: Mapping[int, Color], lines: bool) -> str:
+    """A label plane as a PNG with transparency: filled, or as lines with a dark edge."""
+    plane = outline(labels) if lines else labels
+    index = np.zeros(plane.shape, np.uint8)
+    palette, alpha = [(0, 0, 0)], [0]
+    for value, color in list(colors.items())[:254]:
+        index[plane == value] = len(palette)
+        palette.append(color)
+        alpha.append(255)
+    if lines:
+        index[(ndimage.maximum_filter(plane, 3) > 0) & (plane == 0)] = len(palette)
+        palette.append((0, 0, 0))
+        alpha.append(150)
+    picture = PictureFile.fromarray(index).convert("L")
+    picture = PictureFile.frombytes("P", picture.size, picture.tobytes())
+    picture.putpalette([part for color in palette for part in color])
+    memory = io.BytesIO()
+    picture.save(memory, "PNG", transparency=bytes(alpha), optimize=True)
+    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()

@@ -1,0 +1,58 @@
+"""One self-contained HTML page about a run: ``python -m scripts.report RUN_DIR [--dataset_dir DIR]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import fire
+from monai.utils import optional_import
+
+from bundle.handlers.run_record import command_line, versions
+from bundle.visualize.report import build_page, find_runs
+
+tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+
+
+def report(
+    run_dir: str,
+    dataset_dir: str | None = None,
+    output: str | None = None,
+    title: str | None = None,
+    max_pictures: int = 400,
+) -> None:
+    """Write one HTML page about a run, or about several, that opens from disk and needs no network.
+
+    Args:
+        run_dir: output folder of an evaluation, an inference or a training, or a folder of several of them.
+        dataset_dir: folder of the scans and their labels; by default the one that the run recorded.
+        output: the page to write; report.html in run_dir if not given.
+        title: heading of the page.
+        max_pictures: slices in the page at most, shared by its cases, at least 6 each.
+    """
+    try:
+        if dataset_dir is not None and not os.path.isdir(str(dataset_dir)):
+            raise FileNotFoundError(f"{dataset_dir}: no such data set; check dataset_dir")
+        runs = find_runs(str(run_dir))
+        bar = (lambda cases: tqdm(cases, desc="cases", unit="case")) if has_tqdm else None
+        page = build_page(runs, dataset_dir, title, command_line(), versions(), max_pictures, bar)
+        target = Path(output) if output else Path(str(run_dir)) / "report.html"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.tmp")
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, target)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"report: {' '.join(str(error).split())}")
+    print(target)
+
+
+def main() -> None:
+    """Run the command line."""
+    warnings.filterwarnings("ignore")
+    fire.Fire(report, name="scripts.report")
+
+
+if __name__ == "__main__":
+    main()
