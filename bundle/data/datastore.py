@@ -88,13 +88,14 @@ class Datastore:
         return None
 
     def finished(self) -> list[str]:
-        """Identifiers of the scans with a finished label, sorted."""
+        """Identifiers of the scans with a finished label, the label that was finished first first."""
         found = []
-        for key, item in sorted(self.objects.items()):
+        for key, item in self.objects.items():
             if FINAL in item.get("labels", {}):
                 files = (self._image(key, item), self._label(key, item))
-                found += [key] if all(file.is_file() for file in files) else []
-        return found
+                if all(file.is_file() for file in files):
+                    found.append((item["labels"][FINAL].get("info", {}).get("ts", 0), key))
+        return [key for _, key in sorted(found)]
 
     def unlabelled(self) -> list[str]:
         """Identifiers of the scans without a finished label, sorted."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
@@ -168,5 +169,5 @@ class SupportFitd(MapTransform):
         for key in self.key_iterator(out):
             fit = out[key].meta.get("support_fit")
             if fit is not None and "image_path" in out:
-                out["result"] = {**out.get("result", {}), "support_fit": round(float(fit), 4)}
+                out["result"] = {**out.get("result", {}), "support_fit": round(float(np.asarray(fit).ravel()[0]), 4)}
         return out

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.data.datastore import Datastore, label_value_names, label_values
+
+from ..integration.studies import make_studies
+
+ORGANS = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
+
+
+def write_label(studies, case, values):
+    label = np.zeros((8, 8, 4), np.uint8)
+    label.ravel()[: len(values)] = values
+    nib.save(nib.Nifti1Image(label, np.eye(4)), studies / "labels" / "final" / f"{case}.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("values", "info", "expected"),
+    [
+        pytest.param([1, 2], ORGANS, {1: "liver", 2: "spleen"}, id="as listed"),
+        pytest.param([2], ORGANS, {2: "spleen"}, id="one not drawn"),
+        pytest.param([1, 2], [{"name": "a", "idx": 2}, {"name": "b", "idx": 3}], {1: "a", 2: "b"}, id="shifted"),
+        pytest.param([4, 6], [], {4: "label 4", 6: "label 6"}, id="no names"),
+    ],
+)
+def test_values_get_the_names_of_the_datastore(values, info, expected):
+    assert label_value_names(values, info) == expected
+
+
+def test_values_that_cannot_be_named_are_refused():
+    with pytest.raises(ValueError, match=r"\[1, 5, 7\] do not fit"):
+        label_value_names([1, 5, 7], ORGANS)
+
+
+def test_names_decide_what_belongs_together(tmp_path, phantom_dir):
+    swapped = [{"name": "spleen", "idx": 1}, {"name": "kidney", "idx": 2}]
+    studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_03": ORGANS, "phantom_01": swapped})
+    write_label(studies, "phantom_03", [1, 2])
+    write_label(studies, "phantom_01", [1, 2])
+    datastore = Datastore(studies)
+    assert datastore.finished() == ["phantom_03", "phantom_01"]  # in the order of their completion
+    assert datastore.unlabelled() == ["phantom_02", "phantom_04"]
+    entries, names = datastore.entries(datastore.finished())
+    assert names == {"liver": 1, "spleen": 2, "kidney": 3}
+    assert [entry["values"] for entry in entries] == [{"1": 1, "2": 2}, {"1": 2, "2": 3}]
+
+
+def test_an_image_is_known_by_its_file(tmp_path, phantom_dir):
+    datastore = Datastore(make_studies(tmp_path / "s", phantom_dir))
+    assert datastore.identify(tmp_path / "s" / "phantom_02.nii.gz") == "phantom_02"
+    assert datastore.identify(phantom_dir / "imagesTr" / "phantom_02.nii.gz") is None
+    assert Datastore.find(phantom_dir / "imagesTr" / "phantom_02.nii.gz") is None
+    assert Datastore.find(phantom_dir / "imagesTr" / "phantom_02.nii.gz", tmp_path / "s") is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("nobody", "no such image"), ("phantom_02", "no finished label"), ("phantom_01", "is empty")],
+)
+def test_an_unusable_support_is_named(tmp_path, phantom_dir, key, message):
+    studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})
+    write_label(studies, "phantom_01", [])
+    with pytest.raises(ValueError, match=message):
+        Datastore(studies).entries([key])
+
+
+@pytest.mark.parametrize("path", ["../out.nii.gz", "/etc/passwd", "link.nii.gz"])
+def test_paths_stay_inside_the_studies_folder(tmp_path, phantom_dir, path):
+    studies = make_studies(tmp_path / "s", phantom_dir)
+    (tmp_path / "out.nii.gz").touch()
+    (studies / "link.nii.gz").symlink_to(tmp_path / "out.nii.gz")
+    with pytest.raises(ValueError, match="outside of the studies folder"):
+        Datastore(studies).inside(path)
+
+
+def test_a_missing_file_is_named(tmp_path, phantom_dir):
+    with pytest.raises(ValueError, match="no such file"):
+        Datastore(make_studies(tmp_path / "s", phantom_dir)).inside("labels/final/x.nii.gz")
+
+
+def test_a_broken_index_is_named(tmp_path):
+    (tmp_path / "datastore_v2.json").write_text("{")
+    with pytest.raises(ValueError, match="no valid JSON"):
+        Datastore(tmp_path)
+
+
+def test_a_changed_label_is_read_again(tmp_path, phantom_dir):
+    studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})
+    write_label(studies, "phantom_01", [1])
+    path = studies / "labels" / "final" / "phantom_01.nii.gz"
+    assert label_values(path) == [1]
+    write_label(studies, "phantom_01", [1, 2, 9])
+    assert label_values(path) == [1, 2, 9]

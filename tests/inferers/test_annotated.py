@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from bundle.data.support import SupportScan
+from bundle.inferers import FewShotInferer
+
+from .test_few_shot import CountingNetwork, noise, query_of, squares
+
+
+def only(label, value):
+    return torch.where(label == value, label, torch.zeros_like(label))
+
+
+def segment(scans):
+    inferer = FewShotInferer(num_slices=1)
+    inferer.set_support(scans)
+    scores = inferer(query_of(noise(0)), CountingNetwork())
+    values = [0, *scores.meta["label_values"].flatten().tolist()]
+    return torch.tensor(values)[scores[0].as_subclass(torch.Tensor).argmax(dim=0)]
+
+
+def test_scans_that_annotate_different_organs_do_not_speak_against_each_other():
+    first = SupportScan(noise(0), only(squares(), 1), 7.0, "a", annotated=(1,))
+    second = SupportScan(noise(0), only(squares(), 3), 7.0, "b", annotated=(3,))
+    both = segment([first, second])
+    assert (both == squares()).float().mean() > 0.98  # upsampling blurs the borders of the cells
+    assert ((both == squares()) | (squares() == 0)).float().mean() > 0.99
+
+
+def test_a_scan_that_is_annotated_for_all_is_background_where_it_is_zero():
+    first = SupportScan(noise(0), only(squares(), 1), 7.0, "a")
+    second = SupportScan(noise(0), only(squares(), 3), 7.0, "b")
+    both = segment([first, second])
+    assert (both == squares()).float().mean() < 0.98  # each organ lies in the other scan's background
+
+
+def test_one_annotated_set_for_all_scans_changes_nothing():
+    scans = [SupportScan(noise(seed), squares(), 7.0, str(seed)) for seed in (0, 1)]
+    marked = [dataclasses.replace(scan, annotated=(1, 3)) for scan in scans]
+    assert torch.equal(segment(scans), segment(marked))
+
+
+@pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 7, True), ((1, 3), 3, True), ((1, 3), 2, False)])
+def test_annotates(annotated, value, expected):
+    assert SupportScan(noise(0), squares(), 7.0, "a", annotated).annotates(value) is expected

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bundle.transforms import SelectSupport, SelectSupportd, SupportFitd
+
+from ..conftest import volume
+from ..integration.studies import make_studies
+
+INFO = [{"name": name, "idx": value} for value, name in enumerate(["liver", "rk", "lk", "spleen", "x", "y"], start=1)]
+
+
+@pytest.fixture
+def studies(tmp_path, phantom_dir, monkeypatch):
+    monkeypatch.delenv("MONAI_LABEL_STUDIES", raising=False)
+    return make_studies(tmp_path / "studies", phantom_dir, {"phantom_01": INFO, "phantom_02": INFO})
+
+
+@pytest.fixture
+def default(phantom_dir):
+    return [{"image": "imagesTr/phantom_04.nii.gz", "label": "labelsTr/phantom_04.nii.gz"}]
+
+
+def names(entries):
+    return [entry["image"].rsplit("/", 1)[-1].split(".")[0] for entry in entries]
+
+
+def test_the_request_comes_first(studies, default, phantom_dir):
+    select = SelectSupport(default, phantom_dir)
+    assert names(select(studies / "phantom_03.nii.gz", "phantom_02")[0]) == ["phantom_02"]
+    assert names(select(studies / "phantom_03.nii.gz", ["phantom_02", "phantom_01"])[0]) == ["phantom_02", "phantom_01"]
+    assert names(select(studies / "phantom_03.nii.gz", "phantom_02, phantom_01")[0]) == ["phantom_02", "phantom_01"]
+
+
+def test_a_request_may_name_files_of_the_studies_folder(studies):
+    request = [{"image": "phantom_01.nii.gz", "label": "labels/final/phantom_01.nii.gz"}]
+    for form in (request, json.dumps(request), request[0]):
+        entries, labels = SelectSupport()(studies / "phantom_03.nii.gz", form)
+        assert entries[0]["label"] == str(studies / "labels" / "final" / "phantom_01.nii.gz")
+        assert labels["label 1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("phantom_04", "no finished label"),
+        ([{"image": "phantom_01.nii.gz", "label": "../../secret.nii.gz"}], "outside of the studies folder"),
+        ([{"image": "/etc/hostname", "label": "labels/final/phantom_01.nii.gz"}], "outside of the studies folder"),
+        ([{"image": "phantom_01.nii.gz"}], "'image' and 'label'"),
+    ],
+)
+def test_a_request_reads_nothing_else(studies, request_, message):
+    with pytest.raises(ValueError, match=message):
+        SelectSupport()(studies / "phantom_03.nii.gz", request_)
+
+
+def test_all_finished_labels_but_the_querys_own(studies, default, phantom_dir):
+    select = SelectSupport(default, phantom_dir)
+    entries, labels = select(studies / "phantom_03.nii.gz")
+    assert names(entries) == ["phantom_01", "phantom_02"]
+    assert labels["liver"] == 1
+    assert names(select(studies / "phantom_01.nii.gz")[0]) == ["phantom_02"]
+
+
+def test_an_uploaded_scan_uses_the_servers_studies(studies, phantom_dir, monkeypatch):
+    upload = phantom_dir / "imagesTs" / "phantom_05.nii.gz"
+    with pytest.raises(ValueError, match="Label one scan and finish it"):
+        SelectSupport()(upload)
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(studies))
+    assert names(SelectSupport()(upload)[0]) == ["phantom_01", "phantom_02"]
+
+
+def test_the_default_comes_last(studies, default, phantom_dir, tmp_path):
+    elsewhere = phantom_dir / "imagesTr" / "phantom_03.nii.gz"
+    assert names(SelectSupport(default, phantom_dir)(elsewhere)[0]) == ["phantom_04"]
+    off = SelectSupport(default, phantom_dir, finished_labels=False)
+    assert names(off(studies / "phantom_03.nii.gz")[0]) == ["phantom_04"]
+
+
+def test_without_any_support_the_annotator_reads_what_to_do(studies):
+    (studies / "datastore_v2.json").unlink()
+    with pytest.raises(ValueError, match="Label one scan and finish it"):
+        SelectSupport()(studies / "phantom_03.nii.gz")
+    with pytest.raises(ValueError, match="lies in no studies folder"):
+        SelectSupport()(studies / "phantom_03.nii.gz", "phantom_01")
+
+
+def test_the_choice_goes_into_the_meta_data(studies):
+    image = volume(np.zeros((4, 4, 2)), filename_or_obj=str(studies / "phantom_03.nii.gz"))
+    out = SelectSupportd()({"image": image, "support": "phantom_02"})
+    assert names(json.loads(out["image"].meta["support"])) == ["phantom_02"]
+    assert "support" not in image.meta  # the input stays as it was
+    assert "result" not in out  # only a request to MONAI Label gets one
+    out = SelectSupportd()({"image": image, "image_path": str(studies / "phantom_01.nii.gz"), "result": {"a": 1}})
+    assert out["result"]["support"] == ["phantom_02.nii.gz"]
+    assert out["result"]["label_values"]["spleen"] == 4
+    assert out["result"]["a"] == 1
+
+
+def test_the_fit_goes_into_the_answer_of_a_request():
+    pred = volume(np.zeros((4, 4, 2)), support_fit=np.array([0.25]))
+    assert SupportFitd()({"pred": pred, "image_path": "x"})["result"] == {"support_fit": 0.25}
+    assert "result" not in SupportFitd()({"pred": pred})
