@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ class BodyMask(Transform):
     Args:
         threshold: intensity above which a voxel belongs to the body, in the units of the image (50 for CHAOS T2-SPIR,
             -300 HU for CT). ``None`` takes the triangle threshold of the smoothed volume, which suits MR with its
-            dark air whatever the scale of the intensities.
+            dark air whatever the scale of the intensities. Of several thresholds, the first that lies above the
+            darkest voxel counts: ``(-300, -124)`` serves CT in HU as well as CT that was clipped at -125 before.
         smoothing: standard deviation in pixels of the in-plane Gaussian that precedes the automatic threshold.
         opening: how many times the mask is opened with a 3x3 cross, which cuts off thin bridges to a table or coil.
 
     Reference: Ouyang et al., IEEE TMI 41(7), 2022, section III-B; Zack et al. 1977 for the triangle threshold.
     """
 
-    def __init__(self, threshold: float | None = None, smoothing: float = 1.0, opening: int = 2) -> None:
+    def __init__(
+        self, threshold: float | Sequence[float] | None = None, smoothing: float = 1.0, opening: int = 2
+    ) -> None:
         self.threshold = threshold
         self.smoothing = smoothing
         self.opening = opening
@@ -37,6 +40,8 @@ class BodyMask(Transform):
         values = np.asarray(torch.as_tensor(image).cpu(), dtype=np.float32)
         volume = values if values.ndim == 4 else values[..., None]
         threshold = self.threshold
+        if isinstance(threshold, Sequence):
+            threshold = next((t for t in threshold if t >= volume.min()), threshold[-1])
         if threshold is None:
             smooth = ndimage.gaussian_filter(volume, (0, self.smoothing, self.smoothing, 0))
             threshold = threshold_triangle(smooth) if smooth.min() < smooth.max() else smooth.min()
@@ -69,7 +74,7 @@ class BodyMaskd(MapTransform):
         self,
         keys: KeysCollection = "image",
         mask_key: str = "body",
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         smoothing: float = 1.0,
         opening: int = 2,
         allow_missing_keys: bool = False,

@@ -92,3 +92,13 @@ def test_dictionary_version_adds_masks_and_leaves_its_input(scene):
     with pytest.raises(KeyError):
         BodyMaskd("absent")(data)
     assert set(BodyMaskd("absent", allow_missing_keys=True)(data)) == set(data)
+
+
+def test_first_threshold_above_the_darkest_voxel_counts():
+    volume = np.full((1, 12, 12, 1), -1000.0)
+    volume[0, 2:10, 2:10] = -110
+    volume[0, 4:8, 4:8] = 40
+    mask = BodyMask((-300, -124), opening=0)
+    assert mask(volume).sum() == 64
+    assert mask(np.maximum(volume, -125)).sum() == 64
+    assert BodyMask((-300, 0), opening=0)(np.maximum(volume, -125)).sum() == 16
