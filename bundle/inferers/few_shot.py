@@ -22,8 +22,7 @@ from ..data.protocol import support_slices
 from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
 from ..keys import IMAGE, LABEL
 from .location import align_scans, describe_slices, nearest_slices
-
-ABSENT = -1e4  # score of a class that no support slice of a query slice shows
+from .refine import smooth_slices, upsample_scores
 
 
 class EncodedSupport:
@@ -76,6 +75,8 @@ class FewShotInferer(Inferer):
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
+        guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
+            :func:`upsample_scores`; a radius of 0 leaves it out.
 
     Raises:
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
@@ -91,6 +92,8 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
+        guided_radius_px: int = 0,
+        guided_epsilon: float = 0.1,
     ) -> None:
         super().__init__()
         self.support = list(support)
@@ -101,6 +104,8 @@ class FewShotInferer(Inferer):
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
+        self.guided_radius_px = guided_radius_px
+        self.guided_epsilon = guided_epsilon
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
         self._lock = threading.Lock()
@@ -141,10 +146,11 @@ class FewShotInferer(Inferer):
             scores, possible = self._match_nearest(network, features, encoded, values, chosen)
             meta["support_fit"] = torch.tensor([fit])
         scores = smooth_slices(scores, possible, self.smoothing_mm / slice_spacing(inputs))
+        parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [
-                F.interpolate(part, size=volume.shape[-2:], mode="bilinear", align_corners=False)
-                for part in scores.split(self.slice_batch_size)
+                upsample_scores(part, images, "chunks" not in meta, self.guided_radius_px, self.guided_epsilon)
+                for part, images in parts
             ]
         )
         meta["label_values"] = torch.tensor([values])
@@ -315,22 +321,6 @@ class FewShotInferer(Inferer):
                     out[part, row] = scores[:, 1] - scores[:, 0]
         shown = torch.tensor([any(value in scan.values for scan in encoded) for value in values])
         return out, ((chunks >= 0) & shown[:, None]).T.to(features.device)
-
-
-def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
-    """Smooth scores along the slices, among those where a class can appear; elsewhere it cannot win.
-
-    Args:
-        scores: ``(D, n, h, w)``.
-        possible: boolean ``(D, n)``.
-        sigma: standard deviation in slices; 0 for none.
-    """
-    if sigma > 0:
-        steps = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
-        kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)[..., None] * possible[None]
-        kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
-        scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
-    return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
 
 
 def file_state(path: str) -> tuple[str, int, int]:

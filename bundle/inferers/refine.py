@@ -1,0 +1,85 @@
+"""Finer scores than the feature grid gives: smoothed along the slices, sharpened along the image's edges."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ABSENT = -1e4  # score of a class that cannot appear in a slice
+
+
+def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
+    """Smooth scores along the slices, among those where a class can appear; elsewhere it cannot win.
+
+    Args:
+        scores: ``(D, n, h, w)``.
+        possible: boolean ``(D, n)``.
+        sigma: standard deviation of a Gaussian in slices; 0 for none.
+    """
+    if sigma > 0:
+        steps = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
+        kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)[..., None] * possible[None]
+        kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
+        scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
+    return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
+
+
+def margins(scores: Tensor) -> Tensor:
+    """Score of each class less the best of the others: ``(D, n, h, w)``, positive where the class wins.
+
+    A single channel is its own margin against a background of 0.
+    """
+    if scores.shape[1] == 1:
+        return scores
+    best, second = scores.topk(2, dim=1).values.split(1, dim=1)
+    return torch.where(scores == best, best - second, scores - best)
+
+
+def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
+    """Fit values to a guide by a local linear model, so that their edges follow the guide's.
+
+    Args:
+        values: ``(D, n, H, W)``.
+        guide: ``(D, 1, H, W)``.
+        radius: half the side of the window in pixels.
+        epsilon: variance of the guide below which a window counts as flat and is averaged.
+
+    Returns:
+        ``(D, n, H, W)``.
+
+    Reference: He, Sun and Tang, IEEE TPAMI 35(6), 2013, https://doi.org/10.1109/TPAMI.2012.213.
+    """
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+    guide_mean, value_mean = mean(guide), mean(values)
+    slope = (mean(guide * values) - guide_mean * value_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
+    return mean(slope) * guide + mean(value_mean - slope * guide_mean)
+
+
+def upsample_scores(
+    scores: Tensor, images: Tensor, compete: bool, radius: int = 0, epsilon: float = 0.1, reach: float = 4.0
+) -> Tensor:
+    """Bring scores from the feature grid to the image, bilinearly and, with a radius, along the image's edges.
+
+    Args:
+        scores: ``(D, n, h, w)``.
+        images: slices ``(D, C, H, W)`` of zero mean and unit variance; their first channel guides.
+        compete: whether the channels compete, so that margins are filtered, or each stands against 0.
+        radius: half the side of the guided filter's window in pixels; 0 leaves the filter out.
+        epsilon: see :func:`guided_filter`.
+        reach: scores beyond it are as certain as scores can be, and must not outweigh an edge.
+
+    Returns:
+        ``(D, n, H, W)``.
+    """
+    fine = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    if radius == 0:
+        return fine
+    guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
+    margin = margins(fine) if compete else fine
+    absent = margin < ABSENT / 2
+    filtered = guided_filter(margin.clamp(-reach, reach), guide, radius, epsilon)
+    return torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
