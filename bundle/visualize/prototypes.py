@@ -30,6 +30,8 @@ class PrototypeMap:
         winner: ``(h, w)``, number of the window of that class most similar to each cell, counted through ``grid``;
             -1 where the most similar prototype is a mean over a whole mask (class-level).
         margin: ``(h, w)``, score of the structure less that of the background.
+        mismatch: largest difference of the network's scores and those of the prototypes shown here; near 0 while
+            both follow the same rules.
     """
 
     grid: tuple[int, int, int]
@@ -38,6 +40,7 @@ class PrototypeMap:
     winner_class: np.ndarray
     winner: np.ndarray
     margin: np.ndarray
+    mismatch: float = 0.0
 
     @property
     def probability(self) -> np.ndarray:
@@ -141,6 +144,9 @@ def prototype_map(
         positions = torch.cat([places, centers.flatten(1, 2), mean_centers], dim=1)
     prototypes = torch.cat([vectors, levels.flatten(1, 2), mean_levels], dim=1)
     similar = similarity(cells, prototypes, positions, network.temperature, network.position_weight)[0].cpu()
+    weights = torch.where(valid[..., None], similar[None], torch.full_like(similar[None], -1e4)).softmax(dim=1)
+    again = (weights * valid[..., None] * similar[None]).sum(dim=1).reshape(2, *grid)
+    mismatch = float((again - scores.cpu()).abs().max())
     winner_class = scores.argmax(dim=0).cpu()  # (h, w)
     own = valid[winner_class.flatten()].T  # (P, h * w)
     winner = torch.where(own, similar, torch.full_like(similar, -torch.inf)).argmax(dim=0).reshape(grid)
@@ -158,4 +164,5 @@ def prototype_map(
         frame_to_picture(winner_class.numpy()),
         frame_to_picture(number),
         frame_to_picture((scores[1] - scores[0]).cpu().numpy()),
+        mismatch,
     )

@@ -12,16 +12,16 @@ from ..figures import running_mean
 from .runs import mean_sd
 
 
-def strip_chart(scores: Mapping[str, Sequence[float]], width: int = 640) -> str:
+def strip_chart(scores: Mapping[str, Sequence[float]], width: int = 460) -> str:
     """Dice of each label: a dot a case on a line from 0 to 100, with mean and standard deviation.
 
     Args:
         scores: label name to Dice in percent.
         width: of the drawing in its own units.
     """
-    left, row, top = 130, 34, 8
+    left, row, top = 112, 30, 6
     height = top + row * len(scores) + 26
-    scale = (width - left - 70) / 100
+    scale = (width - left - 56) / 100
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="Dice of each label">']
     for tick in range(0, 101, 20):
         x = left + tick * scale
@@ -38,7 +38,7 @@ def strip_chart(scores: Mapping[str, Sequence[float]], width: int = 640) -> str:
         if not np.isnan(mean):
             x = left + mean * scale
             parts.append(f'<line class="mean" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 10:.1f}" y2="{y + 10:.1f}"/>')
-            parts.append(f'<text class="value" x="{width - 62}" y="{y + 4:.1f}">{mean:.1f}</text>')
+            parts.append(f'<text class="value" x="{width - 40}" y="{y + 4:.1f}">{mean:.1f}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -128,7 +128,7 @@ def _jpeg(grey: np.ndarray, size: list[int], quality: int) -> str:
 
 def _label_png(labels: np.ndarray, colors: Mapping[int, Color], lines: bool) -> str:
     """A label plane as a PNG with transparency: filled, or as lines with a dark edge."""
-    plane = outline(labels) if lines else labels
+    plane = outline(labels, 2) if lines else labels
     index = np.zeros(plane.shape, np.uint8)
     palette, alpha = [(0, 0, 0)], [0]
     for value, color in list(colors.items())[:254]:
