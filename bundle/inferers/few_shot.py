@@ -58,9 +58,9 @@ class FewShotInferer(Inferer):
     - by default the scans are aligned along z by their own features, and each query slice is matched to the
       ``num_slices`` nearest support slices, all labels at once. Where none of these shows a label, it cannot appear;
       where no support slice is near, all is background. Gives scores ``(1, 1 + n, H, W, D)``.
-    - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe, each label is matched
-      alone against its background, to the support slice of the query slice's chunk. Gives differences of foreground
-      and background ``(1, n, H, W, D)``.
+    - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe,
+      each label is matched alone against its background, to the support slice of the query slice's chunk. Gives
+      differences of foreground and background ``(1, n, H, W, D)``.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels.
 
@@ -93,7 +93,7 @@ class FewShotInferer(Inferer):
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
         guided_radius_px: int = 0,
-        guided_epsilon: float = 0.1,
+        guided_epsilon: float = 0.02,
     ) -> None:
         super().__init__()
         self.support = list(support)
@@ -122,6 +122,8 @@ class FewShotInferer(Inferer):
         Args:
             inputs: ``(1, C, H, W, D)``.
             network: :class:`ALPNet`, or the TorchScript of it.
+            *args: what engines pass besides; not used.
+            **kwargs: as before.
 
         Returns:
             Scores, see the class.
@@ -132,6 +134,12 @@ class FewShotInferer(Inferer):
         meta = dict(getattr(inputs, "meta", {}))
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ValueError(f"expected one volume (1, C, H, W, D), got {tuple(inputs.shape)}")
+        stride = int(getattr(network, "stride", 1))
+        if inputs.shape[2] % stride or inputs.shape[3] % stride:
+            raise ValueError(
+                f"image sides must be multiples of the stride {stride}, got {inputs.shape[2]} x {inputs.shape[3]}; "
+                "change image_size"
+            )
         check_volume(inputs[0], str(_first(meta.get("filename_or_obj", "query"))))
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         encoded = self.encode_support(network, meta.get("support"), volume.device)

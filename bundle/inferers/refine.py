@@ -60,7 +60,7 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
 
 
 def upsample_scores(
-    scores: Tensor, images: Tensor, compete: bool, radius: int = 0, epsilon: float = 0.1, reach: float = 4.0
+    scores: Tensor, images: Tensor, compete: bool, radius: int = 0, epsilon: float = 0.02, reach: float = 2.0
 ) -> Tensor:
     """Bring scores from the feature grid to the image, bilinearly and, with a radius, along the image's edges.
 

@@ -1,0 +1,179 @@
+"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table.
+
+Usage: python -m scripts.benchmark accuracy --dataset_dir DIR --output_dir RUNS [options]
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Args:
+        fold: fold of the data set.
+        seed: seed of the training.
+        group: label values that are evaluated; under setting 2 the training never shows them.
+    """
+
+    fold: int
+    seed: int
+    group: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return f"fold{self.fold}_seed{self.seed}" + ("_labels" + "-".join(map(str, self.group)) if self.group else "")
+
+
+def accuracy(
+    dataset_dir: str,
+    output_dir: str,
+    protocol: str = "official",
+    setting: int = 1,
+    folds: Sequence[int] = (0, 1, 2, 3, 4),
+    seeds: Sequence[int] = (0,),
+    groups: Sequence[Sequence[int]] = (),
+    num_folds: int = 5,
+    weights: str | None = None,
+    config: Sequence[str] = (),
+    overrides: dict[str, Any] | None = None,
+    jobs: int = 1,
+) -> str:
+    """Train and evaluate every fold and seed, going on where an earlier call stopped; print and write the table.
+
+    Each fold's network sees the images of the fold's training scans alone, and no label.
+
+    Args:
+        dataset_dir: folder of the data set, every image labelled.
+        output_dir: folder of the runs; a run whose summary.json is there is not repeated.
+        protocol: official, adnet_ep1, adnet_ep2 or volume.
+        setting: 1, or 2: slices that show any label of the evaluated group are left out of the training.
+        folds: folds to run.
+        seeds: seeds of the trainings.
+        groups: groups of label values that are tested by one model each under setting 2, [[2,3],[1,4]] for CHAOS.
+        num_folds: folds of the data set.
+        weights: evaluate these weights and train nothing. They must never have seen the queries' scans.
+        config: overlays for training and inference, such as configs/abdomen_ct.json.
+        overrides: further ids of the configs, {"max_epochs": 20}.
+        jobs: runs side by side, each with its share of the processor's cores.
+    """
+    if setting not in (1, 2) or (setting == 2 and not groups):
+        raise ValueError("setting must be 1, or 2 with groups of label values, --groups '[[2,3],[1,4]]'")
+    todo = [
+        Run(fold, seed, tuple(group) if setting == 2 else ())
+        for seed in seeds
+        for fold in folds
+        for group in (groups if setting == 2 else [()])
+    ]
+    root = Path(output_dir) / f"setting{setting}"
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    common = {"dataset_dir": str(dataset_dir), **(overrides or {})}
+
+    def work(run: Run) -> None:
+        folder = root / run.name
+        trained = folder / "models" / "model_final.pt"
+        shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol}
+        if weights is None and not (folder / "trained").is_file():
+            training = {**shared, "seed": run.seed, "output_dir": str(folder), "ckpt_dir": str(trained.parent)}
+            training["cache_dir"] = str(Path(output_dir) / "superpixels")
+            training["exclude_labels"] = list(run.group)
+            _bundle_run(["configs/train.json", "configs/fold.json", *config], training, folder / "train.log", threads)
+            (folder / "trained").touch()
+        if not (folder / protocol / "summary.json").is_file():
+            evaluation = {**shared, "setting": setting, "output_dir": str(folder / protocol)}
+            evaluation["ckpt_path"] = str(weights or trained)
+            if run.group:
+                evaluation["labels"] = list(run.group)
+            overlays = ["configs/inference.json", "configs/evaluate.json", *config]
+            _bundle_run(overlays, evaluation, folder / f"{protocol}.log", threads)
+        print(run.name, json.loads((folder / protocol / "summary.json").read_text())["per_label"], flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, todo))
+    table = _table(root, todo, protocol, setting)
+    (root / f"{protocol}.md").write_text(table + "\n")
+    return table
+
+
+def _bundle_run(configs: Sequence[str], overrides: dict[str, Any], log: Path, threads: int) -> None:
+    """Run a bundle config in a process of its own; its last line is the error, if there is one."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    known = {key for config in configs for key in json.loads((ROOT / config).read_text())}
+    arguments = [
+        part for key, value in overrides.items() if key.split("#")[0] in known for part in (f"--{key}", str(value))
+    ]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(list(configs)),
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(log, "w") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+    if status:
+        raise RuntimeError(f"{log}: {log.read_text().strip().splitlines()[-1]}")
+
+
+def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
+    """Markdown table: a row a fold and seed, then mean and standard deviation over them."""
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for run in runs:
+        summary = json.loads((root / run.name / protocol / "summary.json").read_text())
+        rows.setdefault((run.fold, run.seed), {}).update(summary["per_label"])
+    names = list(next(iter(rows.values())))
+    for scores in rows.values():
+        scores["mean"] = statistics.fmean(scores[name] for name in names)
+    names.append("mean")
+    with open(root / f"{protocol}.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["fold", "seed", *names])
+        writer.writerows([fold, seed, *(f"{scores[n]:.2f}" for n in names)] for (fold, seed), scores in rows.items())
+    lines = [
+        f"Protocol `{protocol}`, setting {setting}, Dice in percent.",
+        "",
+        f"| fold | seed | {' | '.join(names)} |",
+    ]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for (fold, seed), scores in sorted(rows.items()):
+        lines.append(f"| {fold} | {seed} | {' | '.join(f'{scores[n]:.2f}' for n in names)} |")
+    spread = []
+    for name in names:
+        values = [scores[name] for scores in rows.values()]
+        spread.append(f"{statistics.fmean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}")
+    lines.append(f"| **mean ± sd** | | {' | '.join(f'**{cell}**' for cell in spread)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and a non-zero status."""
+    try:
+        fire.Fire({"accuracy": accuracy}, name="scripts.benchmark")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        sys.exit(f"benchmark: {error}")
+
+
+if __name__ == "__main__":
+    main()
