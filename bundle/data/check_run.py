@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import nibabel as nib
@@ -19,14 +20,16 @@ def check_run(
     support: Sequence[Mapping[str, Any]],
     dataset_dir: str | os.PathLike | None = None,
     weights: str | os.PathLike | None = None,
+    num_workers: int = 4,
 ) -> None:
-    """Check everything that an inference needs without running it.
+    """Check everything that an inference needs without running it: every file is read to its end.
 
     Args:
         queries: ``[{"image": path}, …]``.
         support: ``[{"image": path, "label": path}, …]``.
         dataset_dir: folder to which paths of the support may be relative.
         weights: file with the network's weights.
+        num_workers: threads that read queries, each holding one scan.
 
     Raises:
         ValueError, FileNotFoundError: naming the file and the remedy.
@@ -39,16 +42,14 @@ def check_run(
         check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
     if not queries:
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
+    paths = []
     for query in queries:
         path = os.fspath(query[IMAGE])
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: no such query image; check datalist")
-        shape = _open(path).shape
-        if len(shape) != 3:
-            raise ValueError(
-                f"{path}: expected one 3D volume, got shape {shape}; convert 2D images to a one-slice volume and split "
-                "4D series into 3D files"
-            )
+        paths.append(path)
+    with ThreadPoolExecutor(num_workers) as pool:
+        list(pool.map(lambda path: check_volume(_read(path), path), paths))
 
 
 def _open(path: str) -> nib.spatialimages.SpatialImage:

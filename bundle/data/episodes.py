@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ from monai.utils import optional_import
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
+from ..errors import root_cause
 from ..keys import IMAGE, LABEL, SUPERPIXELS, SUPPORT_IMAGE, SUPPORT_LABEL
 from ..transforms.episode import apply_drawn_views
 from ..transforms.pseudo_label import candidates
@@ -121,7 +123,13 @@ class EpisodeDataset(Dataset):
         wanted = {k: v for k, v in entry.items() if k == IMAGE or (k == LABEL and self.exclude_labels)}
         if self.exclude_labels and LABEL not in wanted:
             raise ValueError(f"{entry[IMAGE]}: exclude_labels needs a label of every training image, this one has none")
-        scan = self.transform(dict(wanted))
+        try:
+            scan = self.transform(dict(wanted))
+        except Exception as error:
+            cause = root_cause(error)
+            if isinstance(cause, (EOFError, OSError, zlib.error)):  # a broken file: its name is not in the message
+                raise ValueError(f"{entry[IMAGE]}: cannot be read ({cause}); replace the file") from None
+            raise
         check_volume(scan[IMAGE], str(entry[IMAGE]))
         maps = np.asarray(torch.as_tensor(scan[SUPERPIXELS]))
         usable = [

@@ -73,12 +73,9 @@ def resolve_support(
             "no support: label at least one scan and pass it, --support \"[{'image': 'imagesTr/a.nii.gz', "
             "'label': 'labelsTr/a.nii.gz'}]\""
         )
-    if isinstance(support, (str, Mapping)):
-        raise TypeError(f"support must be a list of {{'image': path, 'label': path}}, got {support!r}")
+    _check_entries(support)
     resolved = []
     for entry in support:
-        if not isinstance(entry, Mapping) or not {IMAGE, LABEL} <= set(entry):
-            raise ValueError(f"a support entry needs the keys 'image' and 'label', got {entry!r}")
         paths: dict[str, Any] = {VALUES: entry[VALUES]} if entry.get(VALUES) is not None else {}
         for key in (IMAGE, LABEL):
             if not isinstance(entry[key], (str, os.PathLike)):
@@ -92,6 +89,15 @@ def resolve_support(
     return resolved
 
 
+def _check_entries(support: Sequence[Mapping[str, Any]]) -> None:
+    """Raise unless a support is a list of entries with the two keys."""
+    if isinstance(support, (str, Mapping)):
+        raise TypeError(f"support must be a list of {{'image': path, 'label': path}}, got {support!r}")
+    for entry in support:
+        if not isinstance(entry, Mapping) or not {IMAGE, LABEL} <= set(entry):
+            raise ValueError(f"a support entry needs the keys 'image' and 'label', got {entry!r}")
+
+
 def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     """The first labelled scan of a data set as its only support; empty if nothing is labelled."""
     return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry][:1]
@@ -99,6 +105,7 @@ def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
 
 def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
     """The images to segment: those of ``imagesTs`` if it is there, else those of ``imagesTr``, less the support's."""
+    _check_entries(support)
     folder = os.path.join(os.fspath(dataset_dir), "imagesTs")
     images = list_images(folder) if os.path.isdir(folder) else [e[IMAGE] for e in make_datalist(dataset_dir)]
     known = {case_name(entry[IMAGE]) for entry in support}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
 from .precision import fast_precision
-from .weights import load_weights
+from .weights import check_weights, load_weights
 
 __all__ = [
     "ALPNet",
@@ -14,5 +14,6 @@ __all__ = [
     "ResNetEncoder",
     "TinyEncoder",
     "fast_precision",
+    "check_weights",
     "load_weights",
 ]

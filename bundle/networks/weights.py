@@ -203,7 +203,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{str(path)!r} is no checkpoint that torch.load(weights_only=True) can read ({type(error).__name__}); "
             "save a plain state dict with torch.save"
-        ) from error
+        ) from None
     for key in _NESTED_KEYS:
         if isinstance(state_dict, Mapping) and isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]
@@ -259,14 +259,30 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             f"no weights at {str(path)!r}: train first, or make them with python -m scripts.convert_weights"
         )
     state_dict = read_state_dict(path)
-    problem = _difference(network.state_dict(), state_dict)
+    check_weights(network, path, state_dict)
+    network.load_state_dict(state_dict)
+    return network
+
+
+def check_weights(
+    network: nn.Module, path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Raise one clear line unless the weights of a file fit a network; the network stays as it is.
+
+    Args:
+        network: the network.
+        path: file with a state dict.
+        state_dict: what the file holds, if it was read already.
+
+    Raises:
+        ValueError: if the file is no checkpoint, or its names or shapes differ from the network's.
+    """
+    problem = _difference(network.state_dict(), read_state_dict(path) if state_dict is None else state_dict)
     if problem:
         raise ValueError(
             f"weights {str(path)!r} do not fit {type(network).__name__}: {problem}; "
             "build the network with the encoder arguments of these weights, or convert them again"
         )
-    network.load_state_dict(state_dict)
-    return network
 
 
 def _require_kind(state_dict: Mapping[str, torch.Tensor], kind: str) -> None:

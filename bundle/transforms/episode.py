@@ -70,7 +70,8 @@ def apply_views(
     Args:
         images: ``(B, C, H, W)``.
         masks: masks or label maps ``(B, K, H, W)``.
-        affine, displacement: see :func:`view_grid`.
+        affine: see :func:`view_grid`.
+        displacement: see :func:`view_grid`.
         gamma: ``(B,)``, see :func:`apply_gamma`.
         bias: ``(B, 1, g, g)``, see :func:`apply_bias`.
         contrast: ``(B, 2)``, factor of the deviation from the slice's mean, and what is added.

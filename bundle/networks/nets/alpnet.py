@@ -246,8 +246,7 @@ class ALPNet(nn.Module):
         Returns:
             Scores ``(B, 2 * way * shot, h, w)``: background and foreground of each support image, way by way.
         """
-        batch, ways = scores.shape[0], scores.shape[1] - 1
-        height, width = scores.shape[2], scores.shape[3]
+        ways = scores.shape[1] - 1
         predicted = F.one_hot(scores.argmax(dim=1), 1 + ways).permute(0, 3, 1, 2).to(scores.dtype)
         images = support if support.shape[1] == ways * shots else support.repeat(1, ways, 1, 1, 1)
         aligned: List[Tensor] = []
