@@ -126,12 +126,12 @@ def run_config(monkeypatch, tmp_path, phantom_dir, tiny_weights):
         if "train" in names:
             settings |= {
                 "ckpt_dir": str(tmp_path / "models"),
-                "pretrained": None,
+                "pretrained": False,
                 "max_epochs": 1,
                 "epoch_length": 4,
                 "batch_size": 2,
                 "val_length": 2,
-                "superpixel#parameters#min_size": 40,
+                "superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}],
                 "superpixel#min_area_px": 16,
                 "network_def": {**TINY_NETWORK, "align": True},
             }

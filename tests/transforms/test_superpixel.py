@@ -96,6 +96,17 @@ def test_map_equals_a_literal_computation(scan):
         np.testing.assert_array_equal(used, np.arange(len(used)))
 
 
+def test_levels_are_the_maps_of_their_parameters(scan):
+    image, body = scan
+    sets = [PARAMETERS, {**PARAMETERS, "min_size": 60}]
+    both = Superpixels("felzenszwalb", sets, 12)(image, body)
+    assert both.shape == (2, *image.shape[1:])
+    for level, parameters in zip(both, sets):
+        np.testing.assert_array_equal(level, Superpixels("felzenszwalb", parameters, 12)(image, body)[0])
+    assert both[0].max() > both[1].max()
+    np.testing.assert_array_equal(Superpixels("felzenszwalb", sets, 12)(image[..., 1], body[..., 1]), both[..., 1])
+
+
 def test_slices_types_and_threads_agree(scan):
     image, body = scan
     whole = Superpixels("felzenszwalb", PARAMETERS, 12)(torch.from_numpy(image), torch.from_numpy(body))
