@@ -4,6 +4,7 @@ from .body import BodyMask, BodyMaskd
 from .check import CheckVolumed
 from .chunks import QueryChunksd
 from .episode import RandEpisoded, RandView
+from .intensity import ScanIntensity, ScanIntensityd
 from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
 from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
 from .spatial import OrientSlices, OrientSlicesd, RestoreGeometry, RestoreGeometryd, SliceFrame, SliceFramed
@@ -29,6 +30,8 @@ __all__ = [
     "RestoreGeometryd",
     "SelectSupport",
     "SelectSupportd",
+    "ScanIntensity",
+    "ScanIntensityd",
     "SliceFrame",
     "SliceFramed",
     "Superpixels",
