@@ -19,7 +19,6 @@ def train(run_config, tmp_path, name, epochs, stop_after=None, monkeypatch=None)
         "ckpt_dir": str(tmp_path / name / "models"),
         "output_dir": str(tmp_path / name / "out"),
         "cache_dir": str(tmp_path / "cache"),
-        "lr_scheduler#step_size": 4,
         "learning_rate": 0.05,
     }
     if stop_after is None:
