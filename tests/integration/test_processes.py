@@ -1,0 +1,77 @@
+"""Two processes do what one does: torchrun with gloo on one machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from ..conftest import ROOT, TINY_NETWORK
+
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT.pop("MONAI_LABEL_STUDIES", None)
+
+
+def run(processes: int, *configs: str, **overrides) -> None:
+    """``monai.bundle run`` in one process, or in several under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={processes}"]
+    files = [f"configs/{name}.json" for name in configs]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(files), "--device", "cpu"] if processes == 1 else ["--config_file", str(files)]
+    for key, value in {"image_size": [64, 64], "precision": "float32", **overrides}.items():
+        command += [f"--{key}", str(value)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def maps(folder) -> dict[str, np.ndarray]:
+    return {p.name: np.asarray(nib.load(p).dataobj) for p in sorted(folder.rglob("*_seg.nii.gz"))}
+
+
+@pytest.mark.slow
+def test_evaluation_in_two_processes_measures_what_one_measures(tmp_path, phantom_dir, tiny_weights):
+    split = {
+        "support": [{"image": "imagesTr/phantom_02.nii.gz", "label": "labelsTr/phantom_02.nii.gz"}],
+        "datalist": [
+            {key: str(phantom_dir / f"{key}sTr" / f"phantom_0{n}.nii.gz") for key in ("image", "label")}
+            for n in (1, 3, 4)  # an odd number: one process has more to do
+        ],
+    }
+    common = {**split, "dataset_dir": phantom_dir, "network_def": TINY_NETWORK, "ckpt_path": tiny_weights}
+    common |= {"protocol": "volume", "overlays": False}
+    run(1, "inference", "evaluate", output_dir=tmp_path / "one", **common)
+    run(2, "inference", "evaluate", "multi_gpu_inference", output_dir=tmp_path / "two", **common)
+    one, two = maps(tmp_path / "one"), maps(tmp_path / "two")
+    assert len(one) == 3
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
+    assert rows[0] == rows[1]
+    means = [json.loads((tmp_path / name / "summary.json").read_text())["mean"] for name in ("one", "two")]
+    assert means[0] == means[1]
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_follows_one(tmp_path, phantom_dir):
+    common = {"dataset_dir": phantom_dir, "network_def": {**TINY_NETWORK, "align": False}, "pretrained": None}
+    common |= {"max_epochs": 1, "epoch_length": 8, "batch_size": 2, "val_length": 4, "num_ways": 1}
+    common |= {"superpixel#parameters#min_size": 40, "superpixel#min_area_px": 16, "cache_dir": tmp_path / "cache"}
+    weights = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        names = ["train", "multi_gpu_train"][:processes]
+        run(processes, *names, output_dir=folder, ckpt_dir=folder / "models", **common)
+        weights[processes] = torch.load(folder / "models" / "model_final.pt", weights_only=True)
+        assert (folder / "models" / "model.pt").is_file()
+        assert not (folder / "training_state.pt").exists()
+    assert weights[1].keys() == weights[2].keys()  # no prefix of the wrapper
+    trained = {k: v for k, v in weights[1].items() if v.is_floating_point() and "running" not in k}
+    for name, value in trained.items():
+        torch.testing.assert_close(weights[2][name], value, rtol=0.05, atol=0.02, msg=name)
