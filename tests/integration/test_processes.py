@@ -60,9 +60,13 @@ def test_evaluation_in_two_processes_measures_what_one_measures(tmp_path, phanto
 
 @pytest.mark.slow
 def test_training_in_two_processes_follows_one(tmp_path, phantom_dir):
-    common = {"dataset_dir": phantom_dir, "network_def": {**TINY_NETWORK, "align": False}, "pretrained": None}
+    common = {"dataset_dir": phantom_dir, "network_def": {**TINY_NETWORK, "align": False}, "pretrained": False}
     common |= {"max_epochs": 1, "epoch_length": 8, "batch_size": 2, "val_length": 4, "num_ways": 1}
-    common |= {"superpixel#parameters#min_size": 40, "superpixel#min_area_px": 16, "cache_dir": tmp_path / "cache"}
+    common |= {
+        "superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}],
+        "superpixel#min_area_px": 16,
+        "cache_dir": tmp_path / "cache",
+    }
     weights = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
