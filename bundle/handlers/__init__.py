@@ -1,5 +1,6 @@
 """Handlers of MONAI's engines."""
 
+from .best_checkpoint import BestCheckpointSaver
 from .episode_pictures import EpisodePictures
 from .evaluation_report import EvaluationReport
 from .overlay import OverlaySaver
@@ -7,4 +8,12 @@ from .run_record import RunRecord
 from .schedule import OneCycle
 from .training_state import TrainingState
 
-__all__ = ["EpisodePictures", "EvaluationReport", "OneCycle", "OverlaySaver", "RunRecord", "TrainingState"]
+__all__ = [
+    "BestCheckpointSaver",
+    "EpisodePictures",
+    "EvaluationReport",
+    "OneCycle",
+    "OverlaySaver",
+    "RunRecord",
+    "TrainingState",
+]

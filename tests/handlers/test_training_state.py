@@ -4,6 +4,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from bundle.errors import root_cause
 from bundle.handlers import TrainingState
 
 
@@ -36,8 +37,9 @@ def train(run_config, tmp_path, name, epochs, stop_after=None, monkeypatch=None)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingState, "attach", attach)
-        with pytest.raises(Interrupted):
+        with pytest.raises(RuntimeError) as caught:
             run_config("train", **settings)
+        assert isinstance(root_cause(caught.value), Interrupted)
     assert (tmp_path / name / "out" / "training_state.pt").is_file()
     return None
 
