@@ -102,6 +102,14 @@ class Datastore:
         done = set(self.finished())
         return [key for key in sorted(self.objects) if key not in done]
 
+    def support_fit(self, key: str) -> float | None:
+        """How well the support fitted a scan when it was last segmented, in -1..1; ``None`` if it never was."""
+        for label in self.objects[key].get("labels", {}).values():
+            fit = label.get("info", {}).get("params", {}).get("support_fit")
+            if fit is not None:
+                return float(fit)
+        return None
+
     def entries(self, keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Support entries of finished scans, on one common numbering of the names.
 

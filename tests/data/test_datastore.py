@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bundle.data.datastore import Datastore, label_value_names, label_values
+from scripts.next_sample import next_sample
 
 from ..integration.studies import make_studies
 
@@ -94,3 +97,13 @@ def test_a_changed_label_is_read_again(tmp_path, phantom_dir):
     assert label_values(path) == [1]
     write_label(studies, "phantom_01", [1, 2, 9])
     assert label_values(path) == [1, 2, 9]
+
+
+def test_the_scan_that_fits_worst_is_listed_first(tmp_path, phantom_dir):
+    studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})
+    index = json.loads((studies / "datastore_v2.json").read_text())
+    for case, fit in (("phantom_02", 0.5), ("phantom_03", -0.1)):
+        index["objects"][case]["labels"]["original"] = {"ext": ".nii.gz", "info": {"params": {"support_fit": fit}}}
+    (studies / "datastore_v2.json").write_text(json.dumps(index))
+    lines = next_sample(str(studies)).splitlines()
+    assert lines == ["phantom_04\tnot segmented yet", "phantom_03\t-0.1", "phantom_02\t0.5"]
