@@ -22,7 +22,7 @@ from ..data.protocol import support_slices
 from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
 from ..keys import IMAGE, LABEL
 from .location import align_scans, describe_slices, nearest_slices
-from .refine import smooth_slices, upsample_scores
+from .refine import margins, smooth_slices, upsample_scores
 
 
 class EncodedSupport:
@@ -75,6 +75,9 @@ class FewShotInferer(Inferer):
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
+        num_refinements: how often the scores are averaged with those that the query's own confident cells give, as
+            support of the same and the two neighboring slices.
+        confident_margin: by how much a class must win in a cell for the cell to count as confident.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
 
@@ -92,6 +95,8 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
+        num_refinements: int = 0,
+        confident_margin: float = 1.0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
     ) -> None:
@@ -104,6 +109,8 @@ class FewShotInferer(Inferer):
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
+        self.num_refinements = num_refinements
+        self.confident_margin = confident_margin
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
         self._given: list[SupportScan] = []
@@ -153,11 +160,15 @@ class FewShotInferer(Inferer):
             chosen, fit = self._locate(features, encoded, slice_spacing(inputs))
             scores, possible = self._match_nearest(network, features, encoded, values, chosen)
             meta["support_fit"] = torch.tensor([fit])
-        scores = smooth_slices(scores, possible, self.smoothing_mm / slice_spacing(inputs))
+        compete, sigma = "chunks" not in meta, self.smoothing_mm / slice_spacing(inputs)
+        scores = smooth_slices(scores, possible, sigma)
+        for _ in range(self.num_refinements):
+            scores = (scores + self._match_itself(network, features, scores, possible, compete)) / 2
+            scores = smooth_slices(scores, possible, sigma)
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [
-                upsample_scores(part, images, "chunks" not in meta, self.guided_radius_px, self.guided_epsilon)
+                upsample_scores(part, images, compete, self.guided_radius_px, self.guided_epsilon)
                 for part, images in parts
             ]
         )
@@ -329,6 +340,38 @@ class FewShotInferer(Inferer):
                     out[part, row] = scores[:, 1] - scores[:, 0]
         shown = torch.tensor([any(value in scan.values for scan in encoded) for value in values])
         return out, ((chunks >= 0) & shown[:, None]).T.to(features.device)
+
+    def _match_itself(
+        self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, fewest: int = 3
+    ) -> Tensor:
+        """Scores by the query's own confident cells; the given ones for a class with fewer than ``fewest`` of them."""
+        depth, grid = len(features), features.shape[-2:]
+        sure = margins(scores) > self.confident_margin if compete else scores > self.confident_margin
+        unsure_background = None if compete else scores < -self.confident_margin
+        neighbors = torch.arange(depth, device=features.device)[:, None] + torch.tensor([-1, 0, 1]).to(features.device)
+        inside = (neighbors >= 0) & (neighbors < depth)
+        out = scores.clone()
+        rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
+        for row in rows:
+            can = possible[:, row].to(scores.dtype)[..., None, None]
+            ways = sure[:, row] * can
+            rest = sure[:, 0] if unsure_background is None else unsure_background[:, row.start] * can[:, 0]
+            for part in can.flatten(1).any(dim=1).nonzero()[:, 0].split(self.slice_batch_size):
+                index = neighbors[part].clamp(0, depth - 1)  # (b, 3)
+                known = inside[part].to(scores.dtype)[..., None, None]
+                foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, 3, h, w)
+                background = rest[index] * known
+                found = network.match(features[part], features[index], foreground.flatten(1, 2), background)
+                enough = (foreground.flatten(2).sum(dim=2) >= fewest) & (background.flatten(1).sum(1) >= fewest)[
+                    :, None
+                ]
+                if compete:
+                    enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
+                    out[part] = torch.where(enough[..., None, None], found, out[part])
+                else:
+                    own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
+                    out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
+        return out
 
 
 def file_state(path: str) -> tuple[str, int, int]:
