@@ -347,7 +347,7 @@ class FewShotInferer(Inferer):
         """Scores by the query's own confident cells; the given ones for a class with fewer than ``fewest`` of them."""
         depth, grid = len(features), features.shape[-2:]
         sure = margins(scores) > self.confident_margin if compete else scores > self.confident_margin
-        unsure_background = None if compete else scores < -self.confident_margin
+        sure_background = None if compete else scores < -self.confident_margin
         neighbors = torch.arange(depth, device=features.device)[:, None] + torch.tensor([-1, 0, 1]).to(features.device)
         inside = (neighbors >= 0) & (neighbors < depth)
         out = scores.clone()
@@ -355,7 +355,7 @@ class FewShotInferer(Inferer):
         for row in rows:
             can = possible[:, row].to(scores.dtype)[..., None, None]
             ways = sure[:, row] * can
-            rest = sure[:, 0] if unsure_background is None else unsure_background[:, row.start] * can[:, 0]
+            rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
             for part in can.flatten(1).any(dim=1).nonzero()[:, 0].split(self.slice_batch_size):
                 index = neighbors[part].clamp(0, depth - 1)  # (b, 3)
                 known = inside[part].to(scores.dtype)[..., None, None]

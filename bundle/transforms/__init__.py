@@ -3,6 +3,8 @@
 from .body import BodyMask, BodyMaskd
 from .check import CheckVolumed
 from .chunks import QueryChunksd
+from .components import LargeComponents, LargeComponentsd
+from .confidence import ConfidenceMap, ConfidenceMapd
 from .episode import RandEpisoded, RandView
 from .intensity import ScanIntensity, ScanIntensityd
 from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
@@ -16,9 +18,13 @@ __all__ = [
     "BodyMaskd",
     "CheckVolumed",
     "ClassMasksd",
+    "ConfidenceMap",
+    "ConfidenceMapd",
     "LabelMap",
     "LabelMapd",
     "LabelMasksd",
+    "LargeComponents",
+    "LargeComponentsd",
     "OrientSlices",
     "OrientSlicesd",
     "QueryChunksd",
