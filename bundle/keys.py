@@ -5,6 +5,7 @@ from __future__ import annotations
 IMAGE = "image"
 LABEL = "label"
 PRED = "pred"
+CONFIDENCE = "confidence"
 TRUTH = "truth"
 SUPERPIXELS = "superpixels"
 PSEUDO_LABEL = "pseudo_label"

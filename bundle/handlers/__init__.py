@@ -1,6 +1,7 @@
 """Handlers of MONAI's engines."""
 
 from .best_checkpoint import BestCheckpointSaver
+from .case_quality import CaseQuality
 from .episode_pictures import EpisodePictures
 from .evaluation_report import EvaluationReport
 from .overlay import OverlaySaver
@@ -10,6 +11,7 @@ from .training_state import TrainingState
 
 __all__ = [
     "BestCheckpointSaver",
+    "CaseQuality",
     "EpisodePictures",
     "EvaluationReport",
     "OneCycle",

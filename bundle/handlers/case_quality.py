@@ -1,0 +1,92 @@
+"""How far a prediction can be trusted, beside its label map."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from ..data.datalist import case_name
+from ..keys import CONFIDENCE, PRED
+
+
+class CaseQuality:
+    """Writes ``output_dir/<case>/<case>_quality.json``: how well the support fits, and how sure each label is.
+
+    ``support_fit``, in -1..1, is there if the prediction's meta data have it, see :class:`FewShotInferer`;
+    ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted voxels, ``null``
+    for a label that was not found. Without either, no file is written. Each of several processes writes its own cases.
+
+    Args:
+        output_dir: folder of the predictions.
+        names: names of the label values.
+        pred_key: key of the label map ``(1, X, Y, Z)``.
+        confidence_key: key of the confidence in percent, on the same grid; may be absent.
+        postfix: end of the file's name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        names: Mapping[int, str] | None = None,
+        pred_key: str = PRED,
+        confidence_key: str = CONFIDENCE,
+        postfix: str = "quality",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.names = dict(names or {})
+        self.pred_key = pred_key
+        self.confidence_key = confidence_key
+        self.postfix = postfix
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an evaluator whose outputs are decollated and postprocessed."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write the files of an iteration; what postprocessing leaves untouched is in the batch."""
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            self.write({**batch, **output})
+
+    def write(self, output: Mapping[str, Any]) -> Path | None:
+        """Write the file of one case and return it; ``None`` if there is nothing to tell.
+
+        Raises:
+            KeyError: without the label map.
+        """
+        if self.pred_key not in output:
+            raise KeyError(f"CaseQuality: {self.pred_key!r} absent, there are {sorted(map(str, output))}")
+        found = self.measure(output[self.pred_key], output.get(self.confidence_key))
+        if not found:
+            return None
+        case = case_name(str(output[self.pred_key].meta.get("filename_or_obj", "case")))
+        path = self.output_dir / case / f"{case}_{self.postfix}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+        os.replace(temporary, path)
+        return path
+
+    def measure(self, prediction: torch.Tensor, confidence: torch.Tensor | None) -> dict[str, Any]:
+        """Content of the file."""
+        found: dict[str, Any] = {}
+        fit = prediction.meta.get("support_fit")
+        if fit is not None:
+            found["support_fit"] = round(float(torch.as_tensor(fit).flatten()[0]), 4)
+        if confidence is not None:
+            labels = prediction.as_subclass(torch.Tensor).cpu()
+            percent = confidence.as_subclass(torch.Tensor).cpu().float()
+            known = prediction.meta.get("label_values")
+            values = [v for v in labels.unique().tolist() if v > 0] if known is None else np.asarray(known).ravel()
+            found["confidence"] = {}
+            for value in map(int, values):
+                inside = percent[labels == value]
+                name = self.names.get(value, f"label {value}")
+                found["confidence"][name] = round(float(inside.mean()), 2) if inside.numel() else None
+        return found

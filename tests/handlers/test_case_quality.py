@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from bundle.handlers import CaseQuality
+
+META = {"filename_or_obj": "scans/case_7.nii.gz"}
+NAMES = {1: "liver", 2: "spleen"}
+
+
+def prediction(**meta):
+    return MetaTensor(torch.tensor([1, 1, 0, 5]).view(1, 1, 1, 4), meta={**META, **meta})
+
+
+def test_mean_confidence_over_the_predicted_voxels_and_the_fit_of_the_support(tmp_path):
+    labels = prediction(support_fit=torch.tensor([0.12345]), label_values=torch.tensor([[1, 2, 5]]))
+    engine = Engine(lambda _, item: [{"label_map": labels}])
+    engine.state.batch = [{}]
+    confidence = MetaTensor(torch.tensor([70, 91, 20, 55], dtype=torch.uint8).view(1, 1, 1, 4))
+    CaseQuality(tmp_path, NAMES, "label_map").attach(engine)
+    engine.run([[{"confidence": confidence}]], max_epochs=1)
+    assert [p.name for p in (tmp_path / "case_7").iterdir()] == ["case_7_quality.json"]
+    found = json.loads((tmp_path / "case_7" / "case_7_quality.json").read_text())
+    assert found == {"support_fit": 0.1235, "confidence": {"liver": 80.5, "spleen": None, "label 5": 55.0}}
+
+
+def test_what_is_absent_is_not_written(tmp_path):
+    saver = CaseQuality(tmp_path, NAMES)
+    assert saver.write({"pred": prediction()}) is None
+    assert list(tmp_path.iterdir()) == []
+    path = saver.write({"pred": prediction(support_fit=-0.5)})
+    assert json.loads(path.read_text()) == {"support_fit": -0.5}
+    with pytest.raises(KeyError, match=r"'pred' absent, there are \['other'\]"):
+        saver.write({"other": 1})
