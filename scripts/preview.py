@@ -323,10 +323,15 @@ def predictions(run_dir: str | os.PathLike) -> dict[str, str]:
         FileNotFoundError: if there is none.
     """
     files = sorted(Path(run_dir).glob("*/*.nii.gz")) if Path(run_dir).is_dir() else []
-    found = {file.parent.name: str(file) for file in files if file.name.startswith(f"{file.parent.name}_")}
+    found = {file.parent.name: str(file) for file in files if _is_prediction(file)}
     if not found:
         raise FileNotFoundError(f"{run_dir}: no predictions <case>/<case>_seg.nii.gz")
     return found
+
+
+def _is_prediction(file: Path) -> bool:
+    case = file.parent.name
+    return file.name.startswith(f"{case}_") and not file.name.startswith(f"{case}_confidence.")
 
 
 def read_scan(path: str) -> Any:

@@ -8,6 +8,10 @@ from collections.abc import Iterable
 # Okabe and Ito's palette without its black and grey, the colors of highest contrast on grey images first.
 PALETTE = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
 
+# Samples of matplotlib's inferno: its lightness rises evenly, which every kind of color vision tells apart.
+HEAT = ("#420A68", "#932667", "#DD513A", "#FCA50A", "#FCFFA4")
+DOUBT_RANGE = 0.6  # doubt, 1 less the confidence, at which the heat is strongest
+
 Color = tuple[int, int, int]
 
 
@@ -49,3 +53,26 @@ def label_colors(values: Iterable[int]) -> dict[int, Color]:
     keeps its color from picture to picture.
     """
     return {int(value): nth_color(int(value) - 1) for value in sorted(set(values)) if value > 0}
+
+
+def doubt_colors(levels: int = 13, strongest: float = 0.85) -> tuple[list[Color], list[int]]:
+    """Colors and opacities of doubt in even steps from none to ``DOUBT_RANGE``: clear first, then dark to bright heat.
+
+    The first two steps are clear: what is nearly sure must not tint the scan.
+
+    Args:
+        levels: number of steps, at least 3.
+        strongest: opacity of the last ones, in 0..1.
+
+    Returns:
+        ``levels`` colors, and opacities in 0..255.
+    """
+    anchors = [parse_color(color) for color in HEAT]
+    colors, alpha = [], []
+    for level in range(levels):
+        share = level / (levels - 1)
+        place = min(share * (len(anchors) - 1), len(anchors) - 1 - 1e-9)
+        low, high, rest = anchors[int(place)], anchors[int(place) + 1], place - int(place)
+        colors.append(tuple(round(a + (b - a) * rest) for a, b in zip(low, high)))
+        alpha.append(round(255 * strongest * min(1.0, 3.5 * max(0, level - 1) / (levels - 2))))
+    return colors, alpha

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import base64
 import csv
+import html
+import io
 import json
 import re
 import shutil
@@ -10,9 +13,12 @@ from html.parser import HTMLParser
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from bundle.data.phantom import write_phantom
+from bundle.visualize.colors import doubt_colors
 from bundle.visualize.report import build_page, find_runs
+from bundle.visualize.report.viewer import _doubt_png
 from scripts import report as command
 
 VOID = {"meta", "img", "input", "br", "line", "circle", "polyline"}
@@ -145,22 +151,138 @@ def test_command_writes_the_page_and_refuses_bad_input(dataset, tmp_path, capsys
         command.report(str(tmp_path / "run"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(1200, 1600), (500, 1600)], ids=["desktop", "phone"])
-def test_chromium_draws_the_page(dataset, tmp_path, size):
+def add_confidence(run, level=40):
+    """A confidence map and a quality file for the first case: sure but for one half of each slice."""
+    case = "phantom_01"
+    label = nib.load(run / case / f"{case}_seg.nii.gz")
+    percent = np.full(label.shape, 100, np.uint8)
+    percent[: label.shape[0] // 2] = level
+    nib.save(nib.Nifti1Image(percent, label.affine), run / case / f"{case}_confidence.nii.gz")
+    quality = {"support_fit": 0.3587, "confidence": {"liver <&>": 81.4, "spleen": None}}
+    (run / case / f"{case}_quality.json").write_text(json.dumps(quality))
+    return run
+
+
+def test_confidence_and_quality_of_a_case(dataset, tmp_path):
+    run = make_run(tmp_path / "run", dataset)
+    before = build_page(find_runs(run), dataset)
+    for word in ("show-heat", 'class="heat"', 'class="scale"', "Support fit", '"confidence"'):
+        assert word not in before.split("<script>\n")[0]
+    [found] = find_runs(add_confidence(run))
+    assert set(found.predictions) == {"phantom_01", "phantom_02"}
+    assert found.predictions["phantom_01"].name == "phantom_01_seg.nii.gz"
+    assert found.confidences["phantom_01"].name == "phantom_01_confidence.nii.gz"
+    page = build_page([found], dataset)
+    check(page)
+    worse, better = re.findall(r"<article.*?</article>", page, re.DOTALL)  # phantom_02 has neither file
+    assert "show-heat" not in worse
+    assert "Support fit" not in worse
+    assert (
+        "Support fit 0.36 (-1 to 1, higher is closer). Confidence %: liver &lt;&amp;&gt; 81; spleen not found" in better
+    )
+    assert "95 % or more, sure" in better
+    slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
+    assert all(entry["confidence"].startswith("data:image/png") for entry in slices)
+    small = nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    nib.save(small, run / "phantom_01" / "phantom_01_confidence.nii.gz")
+    assert "phantom_01_confidence.nii.gz: shape (3, 3, 3) does not fit" in build_page(find_runs(run), dataset)
+
+
+def test_heat_is_clear_where_sure_and_bright_where_not():
+    colors, alpha = doubt_colors()
+    light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colors]
+    assert light == sorted(light)
+    assert alpha[:2] == [0, 0]
+    assert alpha[2] > 0
+    assert alpha == sorted(alpha)
+    assert 200 < alpha[-1] < 255
+    picture = Image.open(io.BytesIO(base64.b64decode(_doubt_png(np.array([[100, 70, 40, 0]]), [1, 4]).split(",")[1])))
+    pixels = np.asarray(picture.convert("RGBA"))[0]
+    assert pixels[0, 3] == 0
+    np.testing.assert_array_equal(pixels[1], [*colors[6], alpha[6]])  # half of the range
+    np.testing.assert_array_equal(pixels[2], [*colors[-1], alpha[-1]])
+    np.testing.assert_array_equal(pixels[3], pixels[2])
+
+
+def chromium(page, tmp_path, *options):
+    """Open a page in a headless browser; what it prints."""
     browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
     if browser is None:
         pytest.skip("no chromium is installed: apt-get install chromium")
-    from PIL import Image
+    (tmp_path / "page.html").write_text(page)
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/u"]
+    command = [browser, *flags, *options, (tmp_path / "page.html").as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120, text=True).stdout
 
-    make_run(tmp_path / "run", dataset)
-    page, shot = tmp_path / "page.html", tmp_path / "shot.png"
-    page.write_text(build_page(find_runs(tmp_path / "run"), dataset))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/u"]
-    options += [f"--screenshot={shot}", f"--window-size={size[0]},{size[1]}", page.as_uri()]
-    subprocess.run([browser, *options], check=True, capture_output=True, timeout=120)
-    picture = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+
+def screenshot(page, tmp_path, size, *options):
+    """Pixels (H, W, 3) of a page."""
+    chromium(page, tmp_path, f"--screenshot={tmp_path}/shot.png", f"--window-size={size[0]},{size[1]}", *options)
+    picture = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
     assert picture.shape[:2] == (size[1], size[0])
-    blue = np.abs(picture - (0x56, 0xB4, 0xE9)).sum(axis=2) < 40  # the line of label 1
-    assert blue.sum() > 50
+    return picture
+
+
+def near(picture, color, distance=40):
+    return np.abs(picture - color).sum(axis=2) < distance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1200, 1600), (500, 1600)], ids=["desktop", "phone"])
+def test_chromium_draws_the_page(dataset, tmp_path, size):
+    make_run(tmp_path / "run", dataset)
+    picture = screenshot(build_page(find_runs(tmp_path / "run"), dataset), tmp_path, size)
+    assert near(picture, (0x56, 0xB4, 0xE9)).sum() > 50  # the line of label 1
     assert (picture.sum(axis=2) < 30).sum() > 5000  # the black of the scan
+    assert near(picture, (255, 255, 255), 10).mean() > 0.3  # light paper
+
+
+@pytest.mark.slow
+def test_chromium_draws_the_page_in_the_dark(dataset, tmp_path):
+    page = build_page(find_runs(add_confidence(make_run(tmp_path / "run", dataset))), dataset)
+    picture = screenshot(page, tmp_path, (1200, 1600), "--blink-settings=preferredColorScheme=0")
+    assert near(picture, (0x14, 0x17, 0x1B), 6).mean() > 0.3  # the dark paper
+    assert near(picture, (255, 255, 255), 30).mean() < 0.05
+    assert near(picture, (0xE6, 0xE9, 0xEC), 30).sum() > 500  # the ink
+
+
+CLICKS = """<script>
+const [worse, better] = document.querySelectorAll(".case");
+const slider = better.querySelector(".slider"), heat = better.querySelector(".show-heat");
+const seen = (name) => {
+  const part = better.querySelector("." + name);
+  return part.checkVisibility ? part.checkVisibility() : part.offsetParent !== null;
+};
+const state = () => [better.querySelector(".number").textContent, seen("heat"), seen("scale"), seen("fill")];
+const log = { fill: worse.querySelector(".fill").checkVisibility(), start: state() };
+worse.querySelector(".show-fill").click();
+log.hidden = worse.querySelector(".fill").checkVisibility();
+heat.click();
+log.heat = state();
+slider.value = Number(slider.value) + 1;
+slider.dispatchEvent(new Event("input", { bubbles: true }));
+log.moved = state();
+log.scan = better.querySelector(".scan").src;
+document.body.dataset.log = JSON.stringify(log);
+better.scrollIntoView();
+</script></body>"""
+
+
+@pytest.mark.slow
+def test_slider_and_switches_in_chromium(dataset, tmp_path):
+    page = build_page(find_runs(add_confidence(make_run(tmp_path / "run", dataset))), dataset)
+    slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
+    page = page.replace("</body>", CLICKS)
+    dom = chromium(page, tmp_path, "--dump-dom")
+    log = json.loads(html.unescape(re.search(r'data-log="(.*?)"', dom).group(1)))
+    number = int(log["start"][0])
+    assert log["fill"] is True
+    assert log["hidden"] is False
+    assert log["start"][1:] == [False, False, True]
+    assert log["heat"] == [str(number), True, True, False]
+    assert log["moved"][:3] == [str(number + 1), True, True]
+    assert log["scan"] == next(entry["image"] for entry in slices if entry["number"] == number + 1)
+    heat = screenshot(page, tmp_path, (1200, 1600))
+    plain = screenshot(page.replace("heat.click();", ""), tmp_path, (1200, 1600))
+    hot = [near(picture, (0xDA, 0xDC, 0x90), 120).sum() for picture in (heat, plain)]  # bright heat on dark tissue
+    assert hot[0] > 5000 + hot[1]

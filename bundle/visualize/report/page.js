@@ -13,7 +13,10 @@ for (const viewer of document.querySelectorAll(".case[data-viewer]")) {
   const show = () => {
     const slice = slices[Number(slider.value)];
     part("scan").src = slice.image;
-    set("fill", slice.prediction, checked("show-fill"));
+    const heat = part("heat") !== null && checked("show-heat");
+    set("heat", slice.confidence, heat);
+    if (part("scale")) part("scale").hidden = !heat;
+    set("fill", slice.prediction, checked("show-fill") && !heat); // colors of labels and of doubt must not mix
     set("lines", slice.truth, checked("show-lines"));
     part("number").textContent = slice.number;
     part("note").textContent = slice.note;

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.datalist import label_names
+from ..colors import DOUBT_RANGE, doubt_colors
 from .charts import line_chart, strip_chart
 from .runs import Run, mean_sd
 from .viewer import case_pictures, find_file
@@ -186,6 +187,7 @@ def cases_section(
                 find_file(folder, "labels", case),
                 label_names(folder) if folder else {},
                 count,
+                confidence=run.confidences.get(case),
             )
         except ValueError as error:
             parts.append(f'<article class="case"><h3>{escape(case)}</h3><p>{escape(str(error))}</p></article>')
@@ -209,23 +211,54 @@ def viewer(name: str, run: Run, case: str, shown: Mapping[str, Any], identifier:
         f'<span><i style="background:{color}"></i>{escape(text)}</span>' for text, color in shown["legend"]
     )
     boxes = '<label><input type="checkbox" class="show-fill" checked>prediction</label>'
-    truth = ""
+    truth = heat = scale = ""
     if shown["truth"]:
         boxes += '<label><input type="checkbox" class="show-lines" checked>truth</label>'
         truth = f'<img class="lines" alt="truth" src="{first.get("truth", "")}">'
+    if shown["confidence"]:
+        boxes += '<label><input type="checkbox" class="show-heat">confidence instead of prediction</label>'
+        heat = f'<img class="heat" alt="confidence" src="{first["confidence"]}" hidden>'
+        scale = heat_scale()
     data = json.dumps(slices).replace("<", "\\u003c")
     note = f"<p class='soft'>{escape(shown['note'])}</p>" if shown["note"] else ""
     return (
         f'<article class="case" data-viewer="{identifier}"><h3>{escape(name)}</h3><p class="soft">{scores}</p>'
+        f"{quality_line(run.quality.get(case, {}))}"
         f'<div class="stack" style="aspect-ratio:{shown["aspect"]}">'
         f'<img class="scan" alt="slice of {escape(name)}" src="{first["image"]}">'
-        f'<img class="fill" alt="prediction" src="{first.get("prediction", "")}">{truth}'
+        f'<img class="fill" alt="prediction" src="{first.get("prediction", "")}">{heat}{truth}'
         f'<b class="left">{escape(shown["left"])}</b><b class="top">{escape(shown["top"])}</b>'
         f'<b class="where">slice <span class="number">{first["number"]}</span> of {shown["total"]}</b></div>'
         f'<div class="controls"><input type="range" class="slider" min="0" max="{len(slices) - 1}" value="{start}" '
         f'aria-label="slice of {escape(name)}">{boxes}<span class="note soft">{escape(first["note"])}</span></div>'
-        f'<div class="legend">{legend}</div>{note}'
+        f'<div class="legend">{legend}</div>{scale}{note}'
         f'<script type="application/json" id="{identifier}">{data}</script></article>'
+    )
+
+
+def quality_line(found: Mapping[str, Any]) -> str:
+    """How well the support fits and how sure each label is, if a run wrote it."""
+    parts = []
+    if isinstance(found.get("support_fit"), (int, float)):
+        parts.append(f"Support fit {found['support_fit']:.2f} (-1 to 1, higher is closer)")
+    sure = found.get("confidence")
+    if isinstance(sure, Mapping) and sure:
+        each = [f"{escape(str(k))} {'not found' if v is None else format(float(v), '.0f')}" for k, v in sure.items()]
+        parts.append(f"Confidence %: {'; '.join(each)}")
+    return f'<p class="soft quality">{". ".join(parts)}</p>' if parts else ""
+
+
+def heat_scale() -> str:
+    """Legend of the confidence: a bar from sure to unsure."""
+    colors, opacities = doubt_colors()
+    clear = 100 * (1 - DOUBT_RANGE / (len(colors) - 1))  # the last step without color
+    stops = [
+        f"rgba({red},{green},{blue},{opacity / 255:.2f})" for (red, green, blue), opacity in zip(colors, opacities)
+    ]
+    return (
+        f'<div class="scale" hidden><span>{clear:.0f} % or more, sure</span>'
+        f'<i style="background:linear-gradient(90deg,{",".join(stops)}),#555"></i>'
+        f"<span>{100 * (1 - DOUBT_RANGE):.0f} % or less, unsure</span></div>"
     )
 
 

@@ -30,6 +30,8 @@ class Run:
         record: content of ``run.json``: command, settings, versions.
         curves: training curves.
         predictions: case to label map.
+        confidences: case to its confidence in percent.
+        quality: case to content of ``<case>_quality.json``.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
     predictions: dict[str, Path] = field(default_factory=dict)
+    confidences: dict[str, Path] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -83,7 +87,10 @@ def read_run(folder: str | os.PathLike, name: str | None = None) -> Run:
     run.curves = read_curves(root) if events else {}
     files = sorted(root.glob("*/*.nii.gz"))
     named = [file for file in files if case_name(file).startswith(f"{file.parent.name}_")]
-    run.predictions = {file.parent.name: file for file in named}
+    sure = [file for file in named if file.name.startswith(f"{file.parent.name}_confidence.")]
+    run.predictions = {file.parent.name: file for file in named if file not in sure}
+    run.confidences = {file.parent.name: file for file in sure}
+    run.quality = {case: found for case in run.predictions if (found := _read_json(_quality(root, case)))}
     return run
 
 
@@ -119,6 +126,10 @@ def _is_run(folder: Path) -> bool:
     if (folder / "metrics.csv").is_file() or any(folder.glob("events.out.tfevents.*")):
         return True
     return any(case_name(file).startswith(f"{file.parent.name}_") for file in folder.glob("*/*.nii.gz"))
+
+
+def _quality(root: Path, case: str) -> Path:
+    return root / case / f"{case}_quality.json"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
