@@ -7,6 +7,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+
+from ..conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -43,3 +49,24 @@ def test_evaluation_writes_confidence_of_the_saved_label_maps(run_config, protoc
             else:
                 assert found["confidence"][name] is None
     assert (out / "metrics.csv").read_text().splitlines()[0] == "case,label,name,dice,protocol"
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_without_saving_as_in_a_server_the_prediction_is_the_same(flag):
+    """MONAI Label takes SaveImaged out and reads `pred`."""
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs/inference.json")
+    parser["save_confidence"] = flag
+    steps = [t for t in parser.get_parsed_content("postprocessing").transforms if not isinstance(t, SaveImaged)]
+    meta = {"label_values": torch.tensor([[3]]), "original_affine": torch.eye(4), "spatial_shape": [4, 4, 2]}
+    scores = torch.zeros(2, 4, 4, 2)
+    scores[1, 1:3, 1:3] = 2.0
+    data = {"image_path": "scan.nii.gz", "pred": MetaTensor(scores, meta=meta, affine=torch.eye(4))}
+    for step in steps:
+        data = step(data)
+    expected = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)
+    expected[:, 1:3, 1:3] = 3
+    assert torch.equal(data["pred"].as_subclass(torch.Tensor), expected)
+    assert set(data) == {"image_path", "pred", *(["confidence"] if flag else [])}
+    if flag:
+        assert data["confidence"][0, 1, 1, 0] == round(100 / (1 + np.exp(-2 / parser["confidence_temperature"])))
