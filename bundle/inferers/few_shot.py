@@ -91,7 +91,7 @@ class FewShotInferer(Inferer):
         preprocessing: Callable | None = None,
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
-        num_slices: int = 3,
+        num_slices: int = 1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
