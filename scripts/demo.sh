@@ -5,7 +5,7 @@
 #   ./scripts/demo.sh [FOLDER]      FOLDER: where everything goes, demo/ by default
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. scripts/setup.sh
+. scripts/setup.sh ""
 out="${1:-demo}"
 run() { "$PYTHON" -W ignore -m monai.bundle run "$@" 2>"$out/log.txt" >>"$out/log.txt" || { tail -n 1 "$out/log.txt" >&2; exit 1; }; }
 mkdir -p "$out"
