@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from ..keys import PRED
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 class EpisodePictures:
     """Writes the last batch of every ``interval``-th epoch to TensorBoard: support, query, true mask, prediction.
 
-    Fits a trainer with ``decollate=False`` whose ``prepare_batch`` is deterministic. After every epoch it
-    brings what the other handlers wrote to the disk too, which MONAI's handler of scalars does not do for a trainer.
+    Fits a trainer whose ``prepare_batch`` is deterministic, whether it takes its batches apart or not. After every
+    epoch it brings what the other handlers wrote to the disk too, which MONAI's handler of scalars does not do for a
+    trainer.
 
     Args:
         summary_writer: TensorBoard writer that handlers share.
@@ -46,7 +49,20 @@ class EpisodePictures:
         """Draw the batch that the engine holds, on the first process alone."""
         if getattr(engine.state, "rank", 0) != 0:
             return
-        prepared = engine.prepare_batch(engine.state.batch, engine.state.device)
-        episodes = episode_planes(prepared, engine.state.output[PRED], self.count)
+        prepared = engine.prepare_batch(_collated(engine.state.batch), engine.state.device)
+        episodes = episode_planes(prepared, _collated(engine.state.output)[PRED], self.count)
         figure = episode_figure(episodes, f"{self.tag}, epoch {engine.state.epoch}")
         self.writer.add_image(self.tag, figure_array(figure), engine.state.epoch, dataformats="HWC")
+
+
+def _collated(batch: Any) -> Any:
+    """A batch that the engine took apart, put together again; numbers are single precision, as they were."""
+    if not isinstance(batch, list):
+        return batch
+    return {key: _stacked([item[key] for item in batch]) for key in batch[0]}
+
+
+def _stacked(values: list[Any]) -> Any:
+    if isinstance(values[0], Mapping):
+        return {key: _stacked([value[key] for value in values]) for key in values[0]}
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values, dtype=torch.float32)
