@@ -356,7 +356,8 @@ class FewShotInferer(Inferer):
             can = possible[:, row].to(scores.dtype)[..., None, None]
             ways = sure[:, row] * can
             rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
-            for part in can.flatten(1).any(dim=1).nonzero()[:, 0].split(self.slice_batch_size):
+            where = can.flatten(1).any(dim=1).nonzero()[:, 0]
+            for part in where.split(self.slice_batch_size) if len(where) else ():
                 index = neighbors[part].clamp(0, depth - 1)  # (b, 3)
                 known = inside[part].to(scores.dtype)[..., None, None]
                 foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, 3, h, w)

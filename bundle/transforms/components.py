@@ -34,7 +34,7 @@ class LargeComponents(Transform):
         """Clean label maps or masks ``(C, H, W, D)``, every channel and value by itself: same shape and type."""
         if self.min_share == 0:
             return labels
-        values = np.array(torch.as_tensor(labels).cpu())
+        values = torch.as_tensor(labels).as_subclass(torch.Tensor).cpu().numpy().copy()
         for channel in values:
             for value in np.unique(channel[channel > 0]):
                 components, count = ndimage.label(channel == value)
