@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 import fire
 
 from bundle.data.phantom import write_phantom
 
 
-def phantom(dst: str, num_subjects: int = 6, modality: str = "mr", seed: int = 0, num_test: int = 0) -> None:
+def phantom(
+    dst: str, num_subjects: int = 6, modality: Literal["mr", "ct"] = "mr", seed: int = 0, num_test: int = 0
+) -> None:
     """Write a generated multi-subject abdominal data set (no download).
 
     Args:

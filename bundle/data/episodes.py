@@ -65,7 +65,7 @@ class EpisodeDataset(Dataset):
     ) -> None:
         self.data = list(data)
         self.transform = transform
-        self.episode = episode
+        self.episode: Any = episode
         self.epoch_length = epoch_length
         self.seed = seed
         self.min_area_px = min_area_px
@@ -136,7 +136,8 @@ class EpisodeDataset(Dataset):
             any(len(candidates(level, self.min_area_px)) for level in maps[..., z]) for z in range(maps.shape[-1])
         ]
         if self.exclude_labels:
-            shown = np.isin(np.asarray(torch.as_tensor(scan[LABEL])), self.exclude_labels).any(axis=(0, 1, 2))
+            excluded = np.isin(np.asarray(torch.as_tensor(scan[LABEL])), self.exclude_labels)
+            shown = np.asarray(excluded.any(axis=(0, 1, 2)))
             usable = [u and not s for u, s in zip(usable, shown)]
         keep = np.flatnonzero(usable)
         image = torch.as_tensor(scan[IMAGE]).as_subclass(torch.Tensor)

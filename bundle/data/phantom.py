@@ -202,7 +202,7 @@ class _Waves:
         return total * np.float32(np.sqrt(2 / len(self.phases)))
 
 
-def _rotation(degrees: Sequence[float]) -> np.ndarray:
+def _rotation(degrees: Sequence[float] | np.ndarray) -> np.ndarray:
     """Rotation matrix (3, 3) about x, then y, then z."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
@@ -280,10 +280,10 @@ class _Scene:
 
     def shape(self, solid: Solid, box: tuple[slice, ...] = (slice(None),) * 3) -> np.ndarray:
         """Evaluate the function of a solid, with ripples of its own, on the voxels of a box."""
-        points = self.points[(slice(None), *box)]
+        points = self.points[(slice(None),) + box]
         ripple = _Waves(self.rng, RIPPLE_WAVELENGTH_MM, 4)
         turn = (_rotation(solid.tilt).T / np.asarray(solid.radii)[:, None]).astype(np.float32)
-        u, v, w = np.tensordot(turn, points - np.float32(solid.center)[:, None, None, None], axes=1)
+        u, v, w = np.tensordot(turn, points - np.asarray(solid.center, np.float32)[:, None, None, None], axes=1)
         if solid.power == 2:
             radius = np.sqrt(u * u + v * v + w * w)
         else:
@@ -320,7 +320,7 @@ class _Scene:
         box: tuple[slice, ...] = (slice(None),) * 3,
     ) -> None:
         """Draw winding vessels (where two smooth functions vanish together) inside a shape."""
-        points = self.points[(slice(None), *box)]
+        points = self.points[(slice(None),) + box]
         first, second = _Waves(self.rng, wavelength_mm)(points), _Waves(self.rng, wavelength_mm)(points)
         cover = np.clip(2 - np.hypot(first, second) / thickness, 0, 1) * _coverage(inside)
         self.paint(cover * np.float32(opacity), "vessel", box, label=None)

@@ -76,12 +76,12 @@ class OverlaySaver:
         image = LoadImage(image_only=True, ensure_channel_first=True)(source)
         affine = np.asarray(image.affine)
         planes = to_planes(_plain(image), affine)
-        maps = [
+        filled, outlined = (
             None if key is None else to_planes(_plain(output[key]), affine).values
             for key in (self.pred_key, self.truth_key)
-        ]
+        )
         case = case_name(source)
-        figure = overlay_figure(planes, *maps, names=self.names, title=case, count=self.count)
+        figure = overlay_figure(planes, filled, outlined, names=self.names, title=case, count=self.count)
         return save_figure(figure, self.output_dir / case / f"{case}_{self.postfix}.png", dpi=120)
 
 

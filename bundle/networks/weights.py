@@ -109,7 +109,8 @@ def convert_torchvision(
     """
     _require_kind(state_dict, "torchvision")
     if "backbone.conv1.weight" in state_dict:
-        keep, drop = {"backbone.": "backbone."}, ("classifier.", "aux_classifier.")
+        keep = {"backbone.": "backbone."}
+        drop: tuple[str, ...] = ("classifier.", "aux_classifier.")
     else:
         keep = {name: f"backbone.{name}" for name in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")}
         drop = ("fc.",)

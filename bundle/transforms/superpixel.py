@@ -113,8 +113,8 @@ class Superpixels(Transform):
         key = hashlib.sha1(
             repr((self.method, [sorted(level.items()) for level in self.levels], self.min_piece, values.shape)).encode()
         )
-        key.update(np.ascontiguousarray(values))
-        key.update(np.packbits(inside))
+        key.update(np.ascontiguousarray(values).tobytes())
+        key.update(np.packbits(inside).tobytes())
         return self.cache_dir / f"{key.hexdigest()}.npz"
 
 

@@ -84,7 +84,7 @@ class SelectSupport(Transform):
             raise ValueError(f"support {request!r}: the query lies in no studies folder; use the config's support")
         if isinstance(request, str):
             request = json.loads(request) if request.lstrip().startswith(("[", "{")) else request.split(",")
-        items = [request] if isinstance(request, Mapping) else list(request)
+        items: list[Any] = [request] if isinstance(request, Mapping) else list(request)
         if all(isinstance(item, str) for item in items):
             return datastore.entries([item.strip() for item in items])
         entries: list[dict[str, Any]] = []

@@ -257,8 +257,8 @@ def overlay_figure(
     Raises:
         ValueError: without any label map, or if one has another shape than the image.
     """
-    maps = {"prediction": prediction, "truth": truth}
-    maps = {name: np.asarray(labels).astype(np.int64) for name, labels in maps.items() if labels is not None}
+    given = {"prediction": prediction, "truth": truth}
+    maps = {name: np.asarray(labels).astype(np.int64) for name, labels in given.items() if labels is not None}
     if not maps:
         raise ValueError("overlay_figure needs prediction or truth, got neither")
     for name, labels in maps.items():

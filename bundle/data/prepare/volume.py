@@ -74,7 +74,8 @@ def guess_body_box(volume: Volume, modality: str) -> list[list[int]]:
 def clip_intensities(array: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Clip to the window, then cut off the brightest share; whole numbers stay whole numbers."""
     if recipe.window is not None:
-        array = np.clip(array, *(_as_kind(array, bound) for bound in recipe.window))
+        low, high = (_as_kind(array, bound) for bound in recipe.window)
+        array = np.clip(array, low, high)
     if recipe.clip_percent > 0:
         array = np.minimum(array, _as_kind(array, np.percentile(array, 100.0 - recipe.clip_percent)))
     return array
@@ -140,7 +141,8 @@ def target_grid(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, tuple[int, 
     affine = volume.affine.copy()
     affine[:3, :3] *= new / old
     last = (np.array(volume.array.shape) - 0.5) * old / new  # where the last voxel ends
-    return affine, tuple(int(n) for n in np.where(new == old, volume.array.shape, np.floor(last + 1e-6) + 1))
+    height, width, depth = (int(n) for n in np.where(new == old, volume.array.shape, np.floor(last + 1e-6) + 1))
+    return affine, (height, width, depth)
 
 
 def resample_image(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int]) -> Volume:

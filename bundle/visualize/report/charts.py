@@ -52,28 +52,28 @@ def line_chart(name: str, steps: ArrayLike, values: ArrayLike, width: int = 420,
         width: of the drawing in its own units.
         height: of the drawing.
     """
-    steps, values = np.asarray(steps, float), np.asarray(values, float)
-    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
-    if len(values) == 0:
+    xs, ys = np.asarray(steps, float), np.asarray(values, float)
+    xs, ys = xs[np.isfinite(ys)], ys[np.isfinite(ys)]
+    if len(ys) == 0:
         return ""
     left, right, top, bottom = 52, 14, 26, 30
-    low, high = float(values.min()), float(values.max())
+    low, high = float(ys.min()), float(ys.max())
     high = high if high > low else low + (abs(low) or 1.0)
-    first, last = float(steps[0]), float(steps[-1])
+    first, last = float(xs[0]), float(xs[-1])
     across = (width - left - right) / ((last - first) or 1.0)
     up = (height - top - bottom) / (high - low)
 
     def line(curve: np.ndarray, kind: str) -> str:
         keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 600)).astype(int))
         points = " ".join(
-            f"{left + (steps[i] - first) * across:.1f},{height - bottom - (curve[i] - low) * up:.1f}" for i in keep
+            f"{left + (xs[i] - first) * across:.1f},{height - bottom - (curve[i] - low) * up:.1f}" for i in keep
         )
         return f'<polyline class="{kind}" points="{points}"/>'
 
     falls = "loss" in name.lower()
-    best = int(values.argmin() if falls else values.argmax())
-    x, y = left + (steps[best] - first) * across, height - bottom - (values[best] - low) * up
-    title = f"{name}: {'lowest' if falls else 'highest'} {values[best]:.4g} at {steps[best]:g}"
+    best = int(ys.argmin() if falls else ys.argmax())
+    x, y = left + (xs[best] - first) * across, height - bottom - (ys[best] - low) * up
+    title = f"{name}: {'lowest' if falls else 'highest'} {ys[best]:.4g} at {xs[best]:g}"
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
     parts.append(f'<text class="name" x="{left}" y="15">{escape(title)}</text>')
     for share in (0.0, 0.5, 1.0):
@@ -83,9 +83,9 @@ def line_chart(name: str, steps: ArrayLike, values: ArrayLike, width: int = 420,
         parts.append(f'<text class="tick" x="{left - 6}" y="{level + 4:.1f}" text-anchor="end">{text}</text>')
     for place, step, anchor in ((left, first, "start"), (width - right, last, "end")):
         parts.append(f'<text class="tick" x="{place}" y="{height - 10}" text-anchor="{anchor}">{step:g}</text>')
-    many = len(values) >= 30
-    parts.append(line(values, "pale" if many else "strong"))
+    many = len(ys) >= 30
+    parts.append(line(ys, "pale" if many else "strong"))
     if many:
-        parts.append(line(running_mean(values), "strong"))
+        parts.append(line(running_mean(ys), "strong"))
     parts.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
     return "".join([*parts, "</svg>"])
