@@ -134,12 +134,12 @@ def overlay(
         entry = choose_entry(dataset_dir, case)
         image, label = entry["image"], label or entry.get("label")
     scan = read_scan(image)
-    maps = [None if path is None else read_planes(path, scan, image) for path in (prediction, label)]
-    if maps[0] is None and maps[1] is None:
+    filled, outlined = (None if path is None else read_planes(path, scan, image) for path in (prediction, label))
+    if filled is None and outlined is None:
         raise ValueError("nothing to draw over the image; give --prediction, --label or --run_dir")
     planes = show.to_planes(plain(scan), scan.affine)
     names = label_names(dataset_dir) if dataset_dir else None
-    figure = show.overlay_figure(planes, *maps, names=names, title=case_name(image), count=slices)
+    figure = show.overlay_figure(planes, filled, outlined, names=names, title=case_name(image), count=slices)
     return show.save_figure(figure, output)
 
 
@@ -226,8 +226,8 @@ def prototypes(
     masks = support.label.movedim(-1, 0)
     with torch.no_grad():
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
-    described = [describe_slices(feature) for feature in features]
-    positions, _ = align_scans(*described, slice_spacing(scan), support.spacing_mm)
+    described, described_reference = (describe_slices(feature) for feature in features)
+    positions, _ = align_scans(described, described_reference, slice_spacing(scan), support.spacing_mm)
     chosen = nearest_slices(positions, len(reference), parser.get_parsed_content("num_slices"))  # (Dq, K)
     shown = (masks == value).flatten(1).sum(1)[chosen.clamp(min=0)] * (chosen >= 0)
     z = int(shown.amin(dim=1).argmax() if shown.amin(dim=1).any() else shown.sum(dim=1).argmax())

@@ -194,7 +194,7 @@ class FewShotInferer(Inferer):
         with self._lock:
             if self._given:
                 return [
-                    self._cached(network, ("given", index), device, lambda s=scan: s)
+                    self._cached(network, ("given", index), device, lambda s=scan: s)  # type: ignore[misc]
                     for index, scan in enumerate(self._given)
                 ]
             if self.preprocessing is None:
@@ -205,7 +205,7 @@ class FewShotInferer(Inferer):
                     network,
                     (*(file_state(entry[key]) for key in (IMAGE, LABEL)), json.dumps(entry.get(VALUES))),
                     device,
-                    lambda e=entry: load_support(e, self.preprocessing, self.labels),
+                    lambda e=entry: load_support(e, self.preprocessing, self.labels),  # type: ignore[misc]
                     len(entries),
                 )
                 for entry in resolve_support(entries, self.dataset_dir)
@@ -217,7 +217,7 @@ class FewShotInferer(Inferer):
         weights = [*network.parameters(), *network.buffers()]
         key = (*key, id(network), sum(w._version for w in weights), str(device))
         owner, encoded = self._cache.get(key, (None, None))
-        if encoded is None or owner() is not network:
+        if encoded is None or owner is None or owner() is not network:
             scan = load()
             slices = scan.image.movedim(-1, 0).to(device)
             encoded = EncodedSupport(scan, self._encode(network, slices))

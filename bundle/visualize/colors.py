@@ -68,11 +68,13 @@ def doubt_colors(levels: int = 13, strongest: float = 0.85) -> tuple[list[Color]
         ``levels`` colors, and opacities in 0..255.
     """
     anchors = [parse_color(color) for color in HEAT]
-    colors, alpha = [], []
+    colors: list[Color] = []
+    alpha = []
     for level in range(levels):
         share = level / (levels - 1)
         place = min(share * (len(anchors) - 1), len(anchors) - 1 - 1e-9)
         low, high, rest = anchors[int(place)], anchors[int(place) + 1], place - int(place)
-        colors.append(tuple(round(a + (b - a) * rest) for a, b in zip(low, high)))
+        red, green, blue = (round(a + (b - a) * rest) for a, b in zip(low, high))
+        colors.append((red, green, blue))
         alpha.append(round(255 * strongest * min(1.0, 3.5 * max(0, level - 1) / (levels - 2))))
     return colors, alpha

@@ -113,7 +113,8 @@ def runs_section(runs: Sequence[Run]) -> str:
         return ""
     labels = list(dict.fromkeys(label for run in scored for label in run.labels))
     head = "".join(f'<th class="number">{escape(label)}</th>' for label in [*labels, "mean"])
-    rows, columns = [], {label: [] for label in [*labels, "mean"]}
+    rows = []
+    columns: dict[str, list[float]] = {label: [] for label in [*labels, "mean"]}
     for run in scored:
         values = {label: mean_sd(run.label_scores(label))[0] for label in labels}
         values["mean"] = run.mean
