@@ -331,7 +331,8 @@ def predictions(run_dir: str | os.PathLike) -> dict[str, str]:
 
 def _is_prediction(file: Path) -> bool:
     case = file.parent.name
-    return file.name.startswith(f"{case}_") and not file.name.startswith(f"{case}_confidence.")
+    maps = (f"{case}_confidence.", f"{case}_similarity.")
+    return file.name.startswith(f"{case}_") and not file.name.startswith(maps)
 
 
 def read_scan(path: str) -> Any:

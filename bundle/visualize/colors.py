@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 # Okabe and Ito's palette without its black and grey, the colors of highest contrast on grey images first.
 PALETTE = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
 
 # Samples of matplotlib's inferno: its lightness rises evenly, which every kind of color vision tells apart.
 HEAT = ("#420A68", "#932667", "#DD513A", "#FCA50A", "#FCFFA4")
-DOUBT_RANGE = 0.6  # doubt, 1 less the confidence, at which the heat is strongest
+# Samples of matplotlib's viridis, for the same reason; its colors are told from those above.
+VIRIDIS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")
 
 Color = tuple[int, int, int]
 
@@ -55,19 +57,20 @@ def label_colors(values: Iterable[int]) -> dict[int, Color]:
     return {int(value): nth_color(int(value) - 1) for value in sorted(set(values)) if value > 0}
 
 
-def doubt_colors(levels: int = 13, strongest: float = 0.85) -> tuple[list[Color], list[int]]:
-    """Colors and opacities of doubt in even steps from none to ``DOUBT_RANGE``: clear first, then dark to bright heat.
+def heat_colors(hues: Sequence[str] = HEAT, levels: int = 13, strongest: float = 0.85) -> tuple[list[Color], list[int]]:
+    """Colors and opacities of a heat in even steps: clear first, then dark to bright.
 
-    The first two steps are clear: what is nearly sure must not tint the scan.
+    The first two steps are clear: what is nearly good must not tint the scan.
 
     Args:
+        hues: colors from weak to strong.
         levels: number of steps, at least 3.
         strongest: opacity of the last ones, in 0..1.
 
     Returns:
         ``levels`` colors, and opacities in 0..255.
     """
-    anchors = [parse_color(color) for color in HEAT]
+    anchors = [parse_color(color) for color in hues]
     colors: list[Color] = []
     alpha = []
     for level in range(levels):
@@ -78,3 +81,26 @@ def doubt_colors(levels: int = 13, strongest: float = 0.85) -> tuple[list[Color]
         colors.append((red, green, blue))
         alpha.append(round(255 * strongest * min(1.0, 3.5 * max(0, level - 1) / (levels - 2))))
     return colors, alpha
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """How a map in [0, 1] becomes a heat that shows where it is low.
+
+    Attributes:
+        hues: colors from weak to strong.
+        clear: value from which there is no color.
+        strongest: value at which the color is strongest, below ``clear``.
+        good, bad: what the legend says at the ends.
+    """
+
+    hues: tuple[str, ...]
+    clear: float
+    strongest: float
+    good: str
+    bad: str
+
+
+CONFIDENCE_SCALE = HeatScale(HEAT, 1.0, 0.4, "sure", "unsure")
+# Between two scans of CHAOS, half of the body lies between 0.61 and 0.73, one percent of it below 0.5.
+SIMILARITY_SCALE = HeatScale(VIRIDIS, 0.7, 0.4, "the support shows the like", "nothing like it in the support")

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from bundle.data.phantom import write_phantom
-from bundle.visualize.colors import doubt_colors
+from bundle.visualize.colors import CONFIDENCE_SCALE, SIMILARITY_SCALE, heat_colors
 from bundle.visualize.report import build_page, find_runs
-from bundle.visualize.report.viewer import _doubt_png
+from bundle.visualize.report.viewer import _heat_png
+from scripts import preview
 from scripts import report as command
 
 VOID = {"meta", "img", "input", "br", "line", "circle", "polyline"}
@@ -166,7 +167,7 @@ def add_confidence(run, level=40):
 def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     run = make_run(tmp_path / "run", dataset)
     before = build_page(find_runs(run), dataset)
-    for word in ("show-heat", 'class="heat"', 'class="scale"', "Support fit", '"confidence"'):
+    for word in ("show-heat", 'class="heat"', 'class="scale', "Support fit", '"confidence"', "similarity"):
         assert word not in before.split("<script>\n")[0]
     [found] = find_runs(add_confidence(run))
     assert set(found.predictions) == {"phantom_01", "phantom_02"}
@@ -176,6 +177,7 @@ def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     check(page)
     worse, better = re.findall(r"<article.*?</article>", page, re.DOTALL)  # phantom_02 has neither file
     assert "show-heat" not in worse
+    assert "similarity" not in page.split("<script>\n")[0]
     assert "Support fit" not in worse
     assert (
         "Support fit 0.36 (-1 to 1, higher is closer). Confidence %: liver &lt;&amp;&gt; 81; spleen not found" in better
@@ -188,15 +190,53 @@ def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     assert "phantom_01_confidence.nii.gz: shape (3, 3, 3) does not fit" in build_page(find_runs(run), dataset)
 
 
-def test_heat_is_clear_where_sure_and_bright_where_not():
-    colors, alpha = doubt_colors()
+def add_similarity(run, level=40):
+    """A map for the first case: similar but for one half of each slice."""
+    label = nib.load(run / "phantom_01/phantom_01_seg.nii.gz")
+    percent = np.full(label.shape, 100, np.uint8)
+    percent[:, label.shape[1] // 2 :] = level
+    nib.save(nib.Nifti1Image(percent, label.affine), run / "phantom_01/phantom_01_similarity.nii.gz")
+    return run
+
+
+@pytest.mark.parametrize("confidence", [False, True])
+def test_similarity_of_a_case(dataset, tmp_path, confidence):
+    run = add_similarity(make_run(tmp_path / "run", dataset))
+    [found] = find_runs(add_confidence(run) if confidence else run)
+    assert {case: file.name for case, file in found.predictions.items()} == {
+        f"phantom_0{n}": f"phantom_0{n}_seg.nii.gz" for n in (1, 2)
+    }
+    assert found.similarities == {"phantom_01": run / "phantom_01/phantom_01_similarity.nii.gz"}
+    assert bool(found.confidences) == confidence
+    page = build_page([found], dataset)
+    check(page)
+    worse, better = re.findall(r"<article.*?</article>", page, re.DOTALL)
+    assert "similarity" not in worse
+    assert 'class="show-like"' in better
+    assert ('class="show-heat"' in better) == confidence
+    assert "40 % or less, nothing like it in the support" in better
+    slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
+    assert all(entry["similarity"].startswith("data:image/png") for entry in slices)
+    assert all(("confidence" in entry) == confidence for entry in slices)
+    assert {file.parent.name: str(file) for file in found.predictions.values()} == preview.predictions(run)
+    small = nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    nib.save(small, run / "phantom_01" / "phantom_01_similarity.nii.gz")
+    assert "phantom_01_similarity.nii.gz: shape (3, 3, 3) does not fit" in build_page(find_runs(run), dataset)
+
+
+@pytest.mark.parametrize(
+    ("scale", "percent"), [(CONFIDENCE_SCALE, [100, 70, 40, 0]), (SIMILARITY_SCALE, [70, 55, 40, 0])]
+)
+def test_heat_is_clear_where_good_and_bright_where_not(scale, percent):
+    colors, alpha = heat_colors(scale.hues)
     light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colors]
     assert light == sorted(light)
     assert alpha[:2] == [0, 0]
     assert alpha[2] > 0
     assert alpha == sorted(alpha)
     assert 200 < alpha[-1] < 255
-    picture = Image.open(io.BytesIO(base64.b64decode(_doubt_png(np.array([[100, 70, 40, 0]]), [1, 4]).split(",")[1])))
+    source = _heat_png(np.array([percent]), [1, 4], scale)
+    picture = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
     pixels = np.asarray(picture.convert("RGBA"))[0]
     assert pixels[0, 3] == 0
     np.testing.assert_array_equal(pixels[1], [*colors[6], alpha[6]])  # half of the range
@@ -253,6 +293,7 @@ const seen = (name) => {
   const part = better.querySelector("." + name);
   return part.checkVisibility ? part.checkVisibility() : part.offsetParent !== null;
 };
+const like = better.querySelector(".show-like");
 const state = () => [better.querySelector(".number").textContent, seen("heat"), seen("scale"), seen("fill")];
 const log = { fill: worse.querySelector(".fill").checkVisibility(), start: state() };
 worse.querySelector(".show-fill").click();
@@ -263,6 +304,12 @@ slider.value = Number(slider.value) + 1;
 slider.dispatchEvent(new Event("input", { bubbles: true }));
 log.moved = state();
 log.scan = better.querySelector(".scan").src;
+like.click();
+log.like = [...state().slice(1), seen("like"), seen("like-scale"), heat.checked];
+like.click();
+log.none = [...state().slice(1), seen("like"), seen("like-scale")];
+heat.click();
+log.again = [...state().slice(1), seen("like"), seen("like-scale")];
 document.body.dataset.log = JSON.stringify(log);
 better.scrollIntoView();
 </script></body>"""
@@ -270,7 +317,7 @@ better.scrollIntoView();
 
 @pytest.mark.slow
 def test_slider_and_switches_in_chromium(dataset, tmp_path):
-    page = build_page(find_runs(add_confidence(make_run(tmp_path / "run", dataset))), dataset)
+    page = build_page(find_runs(add_similarity(add_confidence(make_run(tmp_path / "run", dataset)))), dataset)
     slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
     page = page.replace("</body>", CLICKS)
     dom = chromium(page, tmp_path, "--dump-dom")
@@ -281,8 +328,11 @@ def test_slider_and_switches_in_chromium(dataset, tmp_path):
     assert log["start"][1:] == [False, False, True]
     assert log["heat"] == [str(number), True, True, False]
     assert log["moved"][:3] == [str(number + 1), True, True]
+    assert log["like"] == [False, False, False, True, True, False]  # one heat at a time
+    assert log["none"] == [False, False, True, False, False]
+    assert log["again"] == [True, True, False, False, False]
     assert log["scan"] == next(entry["image"] for entry in slices if entry["number"] == number + 1)
     heat = screenshot(page, tmp_path, (1200, 1600))
-    plain = screenshot(page.replace("heat.click();", ""), tmp_path, (1200, 1600))
+    plain = screenshot(page.replace("heat.click();", "").replace("like.click();", ""), tmp_path, (1200, 1600))
     hot = [near(picture, (0xDA, 0xDC, 0x90), 120).sum() for picture in (heat, plain)]  # bright heat on dark tissue
     assert hot[0] > 5000 + hot[1]

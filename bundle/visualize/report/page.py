@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.datalist import label_names
-from ..colors import DOUBT_RANGE, doubt_colors
+from ..colors import CONFIDENCE_SCALE, SIMILARITY_SCALE, HeatScale, heat_colors
 from .charts import line_chart, strip_chart
 from .runs import Run, mean_sd
 from .viewer import case_pictures, find_file
@@ -189,6 +189,7 @@ def cases_section(
                 label_names(folder) if folder else {},
                 count,
                 confidence=run.confidences.get(case),
+                similarity=run.similarities.get(case),
             )
         except ValueError as error:
             parts.append(f'<article class="case"><h3>{escape(case)}</h3><p>{escape(str(error))}</p></article>')
@@ -219,7 +220,11 @@ def viewer(name: str, run: Run, case: str, shown: Mapping[str, Any], identifier:
     if shown["confidence"]:
         boxes += '<label><input type="checkbox" class="show-heat">confidence instead of prediction</label>'
         heat = f'<img class="heat" alt="confidence" src="{first["confidence"]}" hidden>'
-        scale = heat_scale()
+        scale = heat_legend(CONFIDENCE_SCALE, "heat-scale")
+    if shown["similarity"]:
+        boxes += '<label><input type="checkbox" class="show-like">similarity instead of prediction</label>'
+        heat += f'<img class="like" alt="similarity to the support" src="{first["similarity"]}" hidden>'
+        scale += heat_legend(SIMILARITY_SCALE, "like-scale")
     data = json.dumps(slices).replace("<", "\\u003c")
     note = f"<p class='soft'>{escape(shown['note'])}</p>" if shown["note"] else ""
     return (
@@ -249,17 +254,17 @@ def quality_line(found: Mapping[str, Any]) -> str:
     return f'<p class="soft quality">{". ".join(parts)}</p>' if parts else ""
 
 
-def heat_scale() -> str:
-    """Legend of the confidence: a bar from sure to unsure."""
-    colors, opacities = doubt_colors()
-    clear = 100 * (1 - DOUBT_RANGE / (len(colors) - 1))  # the last step without color
+def heat_legend(scale: HeatScale, name: str) -> str:
+    """Legend of a heat: a bar from clear to strongest; ``name`` is its class."""
+    colors, opacities = heat_colors(scale.hues)
+    clear = scale.clear - (scale.clear - scale.strongest) / (len(colors) - 1)  # the last step without color
     stops = [
         f"rgba({red},{green},{blue},{opacity / 255:.2f})" for (red, green, blue), opacity in zip(colors, opacities)
     ]
     return (
-        f'<div class="scale" hidden><span>{clear:.0f} % or more, sure</span>'
+        f'<div class="scale {name}" hidden><span>{100 * clear:.0f} % or more, {scale.good}</span>'
         f'<i style="background:linear-gradient(90deg,{",".join(stops)}),#555"></i>'
-        f"<span>{100 * (1 - DOUBT_RANGE):.0f} % or less, unsure</span></div>"
+        f"<span>{100 * scale.strongest:.0f} % or less, {scale.bad}</span></div>"
     )
 
 

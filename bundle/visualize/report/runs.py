@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...data.datalist import case_name
+from ...keys import CONFIDENCE, SIMILARITY
 from ..curves import Curves, read_curves
 
 
@@ -31,6 +32,7 @@ class Run:
         curves: training curves.
         predictions: case to label map.
         confidences: case to its confidence in percent.
+        similarities: case to its similarity to the support in percent.
         quality: case to content of ``<case>_quality.json``.
     """
 
@@ -43,6 +45,7 @@ class Run:
     curves: Curves = field(default_factory=dict)
     predictions: dict[str, Path] = field(default_factory=dict)
     confidences: dict[str, Path] = field(default_factory=dict)
+    similarities: dict[str, Path] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -87,9 +90,10 @@ def read_run(folder: str | os.PathLike, name: str | None = None) -> Run:
     run.curves = read_curves(root) if events else {}
     files = sorted(root.glob("*/*.nii.gz"))
     named = [file for file in files if case_name(file).startswith(f"{file.parent.name}_")]
-    sure = [file for file in named if file.name.startswith(f"{file.parent.name}_confidence.")]
-    run.predictions = {file.parent.name: file for file in named if file not in sure}
-    run.confidences = {file.parent.name: file for file in sure}
+    maps = {kind: _of_kind(named, kind) for kind in (CONFIDENCE, SIMILARITY)}
+    run.confidences, run.similarities = maps[CONFIDENCE], maps[SIMILARITY]
+    others = [file for found in maps.values() for file in found.values()]
+    run.predictions = {file.parent.name: file for file in named if file not in others}
     run.quality = {case: found for case in run.predictions if (found := _read_json(_quality(root, case)))}
     return run
 
@@ -126,6 +130,11 @@ def _is_run(folder: Path) -> bool:
     if (folder / "metrics.csv").is_file() or any(folder.glob("events.out.tfevents.*")):
         return True
     return any(case_name(file).startswith(f"{file.parent.name}_") for file in folder.glob("*/*.nii.gz"))
+
+
+def _of_kind(files: Sequence[Path], kind: str) -> dict[str, Path]:
+    """Case to the file ``<case>_<kind>.nii.gz``."""
+    return {file.parent.name: file for file in files if file.name.startswith(f"{file.parent.name}_{kind}.")}
 
 
 def _quality(root: Path, case: str) -> Path:

@@ -16,7 +16,8 @@ from monai.utils import optional_import
 from nibabel.filebasedimages import ImageFileError
 
 from ...data.datalist import SUFFIXES
-from ..colors import DOUBT_RANGE, Color, doubt_colors, hex_color, label_colors
+from ...keys import CONFIDENCE, SIMILARITY
+from ..colors import CONFIDENCE_SCALE, SIMILARITY_SCALE, Color, HeatScale, heat_colors, hex_color, label_colors
 from ..picture import (
     labelled_slices,
     outline,
@@ -50,6 +51,7 @@ def case_pictures(
     side_px: int = 512,
     quality: int = 82,
     confidence: str | os.PathLike | None = None,
+    similarity: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Everything a viewer of one case needs, with pictures as data URIs.
 
@@ -62,11 +64,12 @@ def case_pictures(
         side_px: longest side of the label pictures; the scan keeps its own size if that is smaller.
         quality: of the scan's JPEG.
         confidence: percent on the same grid; ``None`` for none.
+        similarity: to the support, as before.
 
     Returns:
-        ``slices`` (each ``number``, ``image``, ``prediction``, ``truth``, ``confidence``, ``note``), ``start``,
-        ``total``, ``left``, ``top``, ``aspect``, ``legend`` (name and color), ``truth`` and ``confidence`` (whether
-        there is any), ``note`` (what is missing).
+        ``slices`` (each ``number``, ``image``, ``prediction``, ``truth``, ``confidence``, ``similarity``, ``note``),
+        ``start``, ``total``, ``left``, ``top``, ``aspect``, ``legend`` (name and color), ``truth``, ``confidence`` and
+        ``similarity`` (whether there is any), ``note`` (what is missing).
 
     Raises:
         ValueError: if a file cannot be read or the files are not on one grid.
@@ -87,12 +90,17 @@ def case_pictures(
             grey = to_grey(turned)
         else:
             maps["truth"] = turned.astype(np.int64)
-    sure = None
-    if confidence is not None:
-        volume = _read(confidence)[0]
+    heats: dict[str, tuple[np.ndarray, HeatScale]] = {}
+    for name, path, scale in (
+        (CONFIDENCE, confidence, CONFIDENCE_SCALE),
+        (SIMILARITY, similarity, SIMILARITY_SCALE),
+    ):
+        if path is None:
+            continue
+        volume = _read(path)[0]
         if volume.shape != predicted.shape:
-            raise ValueError(f"{confidence}: shape {volume.shape} does not fit the prediction {predicted.shape}")
-        sure = np.clip(to_planes(volume, affine).values, 0, 100)
+            raise ValueError(f"{path}: shape {volume.shape} does not fit the prediction {predicted.shape}")
+        heats[name] = np.clip(to_planes(volume, affine).values, 0, 100), scale
     values = sorted({int(v) for labels in maps.values() for v in np.unique(labels) if v > 0})
     colors = label_colors(values)
     shown = labelled_slices(*maps.values()) or list(range(len(grey)))
@@ -105,8 +113,8 @@ def case_pictures(
         for name, labels in maps.items():
             if labels[z].any():
                 entry[name] = _label_png(resize_labels(labels[z], size), colors, lines=name == "truth")
-        if sure is not None:
-            entry["confidence"] = _doubt_png(sure[z], small)
+        for name, (percent, scale) in heats.items():
+            entry[name] = _heat_png(percent[z], small, scale)
         if "truth" in maps:
             scores = [plane_dice(maps["prediction"][z], maps["truth"][z], value) for value in values]
             known = [score for score in scores if not math.isnan(score)]
@@ -123,7 +131,8 @@ def case_pictures(
         "aspect": round(planes.aspect, 4),
         "legend": [(names.get(value, f"label {value}"), hex_color(colors[value])) for value in values],
         "truth": "truth" in maps,
-        "confidence": sure is not None,
+        CONFIDENCE: CONFIDENCE in heats,
+        SIMILARITY: SIMILARITY in heats,
         "note": "; ".join(missing),
     }
 
@@ -169,11 +178,12 @@ def _label_png(labels: np.ndarray, colors: Mapping[int, Color], lines: bool) -> 
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
-def _doubt_png(percent: np.ndarray, size: list[int]) -> str:
-    """Confidence as a heat of doubt: transparent where it is sure, see :func:`doubt_colors`."""
+def _heat_png(percent: np.ndarray, size: list[int], scale: HeatScale) -> str:
+    """A map as a heat of where it is low: transparent where it is high, see :func:`heat_colors`."""
     plane = resize_grey(percent.astype(np.float32) / 100, size)
-    colors, alpha = doubt_colors()
-    index = np.rint((1 - plane) * (len(colors) - 1) / DOUBT_RANGE).clip(0, len(colors) - 1).astype(np.uint8)
+    colors, alpha = heat_colors(scale.hues)
+    share = (scale.clear - plane) / (scale.clear - scale.strongest)
+    index = np.rint(share * (len(colors) - 1)).clip(0, len(colors) - 1).astype(np.uint8)
     picture = PictureFile.frombytes("P", (index.shape[1], index.shape[0]), index.tobytes())
     picture.putpalette([part for color in colors for part in color])
     memory = io.BytesIO()
