@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..checks import check_volume
 from ..data.protocol import support_slices
 from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
-from ..keys import IMAGE, LABEL
+from ..keys import IMAGE, LABEL, SIMILARITY
+from ..networks.blocks.prototypes import normalize
 from .location import align_scans, describe_slices, nearest_slices
 from .refine import margins, smooth_slices, upsample_scores
 
@@ -80,6 +81,7 @@ class FewShotInferer(Inferer):
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
+        keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
@@ -99,6 +101,7 @@ class FewShotInferer(Inferer):
         confident_margin: float = 1.0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
+        keep_similarity: bool = False,
     ) -> None:
         super().__init__()
         self.support = list(support)
@@ -113,6 +116,7 @@ class FewShotInferer(Inferer):
         self.confident_margin = confident_margin
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
+        self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
         self._lock = threading.Lock()
@@ -155,11 +159,15 @@ class FewShotInferer(Inferer):
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
+            chosen = self._chunk_slices(encoded, values, chunks, num_chunks)
             scores, possible = self._match_chunks(network, features, encoded, values, chunks, num_chunks)
         else:
             chosen, fit = self._locate(features, encoded, slice_spacing(inputs))
             scores, possible = self._match_nearest(network, features, encoded, values, chosen)
             meta["support_fit"] = torch.tensor([fit])
+        if self.keep_similarity:
+            answering = [(s, index) for s, index in zip(encoded, chosen) if any(s.annotates(v) for v in values)]
+            meta[SIMILARITY] = self.measure_similarity(features, answering).movedim(0, -1)[None].cpu()
         compete, sigma = "chunks" not in meta, self.smoothing_mm / slice_spacing(inputs)
         scores = smooth_slices(scores, possible, sigma)
         for _ in range(self.num_refinements):
@@ -340,6 +348,45 @@ class FewShotInferer(Inferer):
                     out[part, row] = scores[:, 1] - scores[:, 0]
         shown = torch.tensor([any(value in scan.values for scan in encoded) for value in values])
         return out, ((chunks >= 0) & shown[:, None]).T.to(features.device)
+
+    @staticmethod
+    def _chunk_slices(
+        encoded: Sequence[EncodedSupport], values: Sequence[int], chunks: Tensor, num_chunks: int
+    ) -> list[Tensor]:
+        """Slices ``(D, n)`` of each scan that answer for each label; -1 for none."""
+        chosen = []
+        for scan in encoded:
+            index = torch.full_like(chunks, -1)
+            for row, value in enumerate(values):
+                if value in scan.values:
+                    shown = scan.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist()
+                    slices = torch.tensor(support_slices(shown, num_chunks), dtype=chunks.dtype)
+                    index[row] = torch.where(chunks[row] >= 0, slices[chunks[row].clamp(min=0)], index[row])
+            chosen.append(index.T)
+        return chosen
+
+    @torch.no_grad()
+    def measure_similarity(self, features: Tensor, answering: Sequence[tuple[EncodedSupport, Tensor]]) -> Tensor:
+        """How similar the most similar support cell is to each query cell, whatever its label.
+
+        Where it is low, the support has nothing like the query, and what the network says there is a guess.
+
+        Args:
+            features: ``(D, channels, h, w)`` of the query.
+            answering: each scan with its slices ``(D, K)`` that answer for the query's; -1 for none.
+
+        Returns:
+            ``(D, h, w)``: the largest cosine, 0 if that is negative or no slice answers.
+        """
+        best = features.new_zeros(len(features), features[0, 0].numel())
+        for scan, chosen in answering:
+            cells = normalize(scan.features, 1).flatten(2)  # (Ds, channels, h * w)
+            for part in torch.arange(len(features)).split(self.slice_batch_size):
+                queries = normalize(features[part], 1).flatten(2).transpose(1, 2)
+                for index in chosen[part].to(features.device).unbind(dim=1):
+                    cosine = torch.bmm(queries, cells[index.clamp(min=0)]).amax(dim=2)
+                    best[part] = torch.where(index[:, None] >= 0, best[part].maximum(cosine), best[part])
+        return best.clamp(max=1).reshape(len(features), *features.shape[-2:])
 
     def _match_itself(
         self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, fewest: int = 3

@@ -9,6 +9,7 @@ from .episode import RandEpisoded, RandView
 from .intensity import ScanIntensity, ScanIntensityd
 from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
 from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
+from .similarity import SimilarityMap, SimilarityMapd
 from .spatial import OrientSlices, OrientSlicesd, RestoreGeometry, RestoreGeometryd, SliceFrame, SliceFramed
 from .superpixel import Superpixels, Superpixelsd
 from .support import SelectSupport, SelectSupportd, SupportFitd
@@ -38,6 +39,8 @@ __all__ = [
     "SelectSupportd",
     "ScanIntensity",
     "ScanIntensityd",
+    "SimilarityMap",
+    "SimilarityMapd",
     "SliceFrame",
     "SliceFramed",
     "Superpixels",

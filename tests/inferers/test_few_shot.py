@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from torch import nn
 
@@ -313,6 +313,66 @@ def test_two_threads_give_the_answers_of_each_alone(files):
     assert sorted(results) == list(range(8))
     for index, expected in enumerate(alone):
         torch.testing.assert_close(results[index], expected, atol=0, rtol=0)
+
+
+def similarity_of(inferer, query, network=None):
+    """Similarity (h, w, D) that the inferer keeps."""
+    with torch.no_grad():
+        found = inferer(query, network or CountingNetwork()).meta["similarity"]
+    assert found.shape == (1, SIZE // 8, SIZE // 8, query.shape[-1])
+    return found[0]
+
+
+@pytest.mark.parametrize("slice_batch_size", [3, 64])
+def test_similarity_is_1_for_the_support_itself_and_low_where_it_has_nothing_like_the_query(slice_batch_size):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    inferer = given(scan, keep_similarity=True, slice_batch_size=slice_batch_size)
+    torch.testing.assert_close(similarity_of(inferer, query_of(noise(0))), torch.ones(8, 8, DEPTH))
+    strange = noise(0)
+    strange[:, 24:40, 16:32, 3:6] = 3.0  # a constant patch, cells 3 to 4 and 2 to 3
+    found = similarity_of(inferer, query_of(strange))
+    inside = torch.zeros_like(found, dtype=torch.bool)
+    inside[3:5, 2:4, 3:6] = True
+    assert found[inside].max() < 0.8
+    assert found[inside].min() >= 0
+    torch.testing.assert_close(found[~inside], torch.ones_like(found[~inside]))
+
+
+def test_similarity_is_0_where_no_support_slice_answers():
+    scan = SupportScan(noise(0)[..., 2:8], torch.ones(SIZE, SIZE, 6, dtype=torch.int64), 7.0, "a")
+    found = similarity_of(given(scan, keep_similarity=True), query_of(noise(0)))
+    torch.testing.assert_close(found[..., 2:8], torch.ones(8, 8, 6))
+    assert (found[..., [0, 1, 8, 9]] == 0).all()
+
+
+def test_similarity_by_chunks_is_the_largest_cosine_to_the_slices_of_the_chunks():
+    scan, network = SupportScan(noise(0), squares(), 7.0, "a"), CountingNetwork()
+    chunks = torch.full((2, DEPTH), -1)
+    chunks[0, 2:7] = torch.tensor([0, 0, 1, 1, 2])
+    chunks[1, 5:8] = torch.tensor([0, 1, 2])
+    query = query_of(noise(3), chunks=chunks, num_chunks=3)
+    found = similarity_of(given(scan, keep_similarity=True), query, network)
+    with torch.no_grad():
+        queries, support = (network.encode(noise(seed)[0].movedim(-1, 0)[:, None]) for seed in (3, 0))
+    chosen = [support_slices(shown, 3) for shown in (list(range(2, 7)), list(range(5, 9)))]
+    for z in range(DEPTH):
+        slices = [chosen[row][chunks[row, z]] for row in range(2) if chunks[row, z] >= 0]
+        cosine = [
+            torch.cosine_similarity(queries[z].flatten(1)[:, :, None], support[s].flatten(1)[:, None], dim=0).amax(1)
+            for s in slices
+        ]
+        expected = torch.stack(cosine).amax(dim=0).clamp(min=0) if slices else torch.zeros(64)
+        torch.testing.assert_close(found[..., z].flatten(), expected, atol=1e-5, rtol=0)
+
+
+def test_similarity_is_kept_only_when_asked_and_changes_no_score():
+    scan, query = SupportScan(noise(0), squares(), 7.0, "a"), query_of(noise(1))
+    plain, more = (segment(given(scan, keep_similarity=keep), make_tiny(), query)[1] for keep in (False, True))
+    assert set(more.meta) - set(plain.meta) == {"similarity"}
+    torch.testing.assert_close(more, plain, atol=0, rtol=0)
+    [single] = decollate_batch(more)
+    assert single.meta["similarity"].shape == (SIZE // 4, SIZE // 4, DEPTH)
+    torch.testing.assert_close(single.meta["similarity"], more.meta["similarity"][0])
 
 
 def test_result_carries_the_meta_data_of_the_query():
