@@ -121,6 +121,11 @@ def test_ids_that_others_override_are_there(name, ids):
     assert not [item for item in ids.split() if not has(content, item.split("#"))]
 
 
+def test_evaluation_laid_over_training_leaves_the_training_as_it_is():
+    """A federated client reads train.json and evaluate.json together."""
+    assert not {key.split("#")[0] for key in reads("evaluate")} & set(reads("train"))
+
+
 def test_handlers_of_training_are_plain_dictionaries():
     assert all(isinstance(h, dict) and "_target_" in h for h in reads("train")["train"]["handlers"])
 

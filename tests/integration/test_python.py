@@ -67,12 +67,14 @@ def test_a_workflow_lends_its_parts(folder, phantom_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_federated_client_trains_and_shares(folder, monkeypatch):
+def test_a_federated_client_trains_and_shares_without_labels(folder, phantom_dir, tmp_path, monkeypatch):
+    shutil.copytree(phantom_dir / "imagesTr", tmp_path / "data" / "imagesTr")
+    path = folder / "configs" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset_dir": str(tmp_path / "data")}))
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    # the default would put evaluate.json on train.json, but ours belongs to inference.json
-    algo = MonaiAlgo(bundle_root=str(folder), local_epochs=1, config_evaluate_filename="configs/train.json")
+    algo = MonaiAlgo(bundle_root=str(folder), local_epochs=1)  # evaluates with evaluate.json on train.json
     algo.initialize(extra={ExtraItems.CLIENT_NAME: "one", ExtraItems.APP_ROOT: str(folder)})
     weights = make_tiny(align=True, seed=1).state_dict()
     sent = ExchangeObject(
