@@ -52,7 +52,8 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
     """
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+        rows = F.avg_pool2d(x, (2 * radius + 1, 1), stride=1, padding=(radius, 0), count_include_pad=False)
+        return F.avg_pool2d(rows, (1, 2 * radius + 1), stride=1, padding=(0, radius), count_include_pad=False)
 
     guide_mean, value_mean = mean(guide), mean(values)
     slope = (mean(guide * values) - guide_mean * value_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
