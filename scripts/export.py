@@ -5,6 +5,7 @@ Usage: python -m scripts.export {zoo,monailabel} DST
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -50,7 +51,7 @@ def copy_bundle(dst: str | Path, weights: str | None = None, source: Path = ROOT
     return target
 
 
-def zoo(dst: str, weights: str | None = None) -> str:
+def zoo(dst: str, weights: str | None = None, url: str | None = None) -> str:
     """Write the folder that is ready to submit to the MONAI model zoo.
 
     The package is called scripts there, as the zoo wants it; the command lines of this repository stay behind.
@@ -58,6 +59,8 @@ def zoo(dst: str, weights: str | None = None) -> str:
     Args:
         dst: folder to write, named after the bundle: models/fewshot_alpnet_segmentation in a checkout of the zoo.
         weights: file to ship as models/model.pt instead of ours.
+        url: where files above the zoo's limit of 25 MB can be downloaded, as URL/models/model.pt. They are left out
+            of the folder and listed in large_files.yml.
     """
     target = copy_bundle(dst, weights)
     missing = [part for part in ("LICENSE", "docs/README.md", "configs/metadata.json") if not (target / part).is_file()]
@@ -69,10 +72,27 @@ def zoo(dst: str, weights: str | None = None) -> str:
     for file in (target / "scripts").rglob("*.py"):
         if re.search(r"^\s*(from|import) bundle\b", file.read_text(), re.M):
             raise ValueError(f"{file}: imports the package by name; use a relative import")
-    large = [f for f in target.rglob("*") if f.is_file() and f.stat().st_size > MAX_MB * 1e6]
+    large = sorted(f for f in target.rglob("*") if f.is_file() and f.stat().st_size > MAX_MB * 1e6)
+    if large and url is None:
+        raise ValueError(
+            f"{large[0]}: {large[0].stat().st_size / 1e6:.1f} MB, the zoo takes {MAX_MB:g} MB a file; upload it and "
+            "give --url"
+        )
     if large:
-        raise ValueError(f"{large[0]}: {large[0].stat().st_size / 1e6:.1f} MB, the zoo takes {MAX_MB:g} MB a file")
-    return f"wrote {target}: {_size(target):.1f} MB, package 'scripts'"
+        list_large_files(target, large, str(url))
+    return f"wrote {target}: {_size(target):.1f} MB, package 'scripts', {len(large)} large files"
+
+
+def list_large_files(target: Path, files: Sequence[Path], url: str) -> None:
+    """Write large_files.yml, from which the zoo and MONAI download files, and delete them from the folder."""
+    lines = ["large_files:"]
+    for file in files:
+        path = file.relative_to(target).as_posix()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines += [f'  - path: "{path}"', f'    url: "{url.rstrip("/")}/{path}"']
+        lines += [f'    hash_val: "{digest}"', '    hash_type: "sha256"']
+        file.unlink()
+    (target / "large_files.yml").write_text("\n".join(lines) + "\n")
 
 
 def monailabel(

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ckpt_export, onnx_export, verify_net_in_out
+from monai.bundle import ckpt_export, download_large_files, onnx_export, verify_net_in_out
 
-from scripts.export import copy_bundle, rename_package
+from scripts.export import copy_bundle, rename_package, zoo
 
 from ..conftest import ROOT, TINY_NETWORK, make_tiny
 from .test_processes import ENVIRONMENT, maps
@@ -146,3 +146,17 @@ def test_the_zoos_folder_runs(tmp_path, tiny_weights, phantom_dir):
     )
     assert again.returncode == 1
     assert b"is there already" in again.stderr
+
+
+def test_what_is_too_large_for_the_zoo_is_listed_for_download(tmp_path):
+    weights = tmp_path / "models" / "model.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(bytes(26_000_000))
+    with pytest.raises(ValueError, match=r"model.pt: 26.0 MB, the zoo takes 25 MB a file; upload it and give --url"):
+        zoo(str(tmp_path / "refused"), str(weights))
+    folder = tmp_path / "fewshot_alpnet_segmentation"
+    zoo(str(folder), str(weights), url=tmp_path.as_uri() + "/")
+    assert not (folder / "models" / "model.pt").exists()
+    pytest.importorskip("yaml", reason="MONAI reads large_files.yml with PyYAML, which is not installed")
+    download_large_files(bundle_path=str(folder))
+    assert (folder / "models" / "model.pt").read_bytes() == weights.read_bytes()
