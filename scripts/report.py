@@ -10,6 +10,7 @@ from pathlib import Path
 import fire
 from monai.utils import optional_import
 
+from bundle.atomic import write_text
 from bundle.handlers.run_record import command_line, versions
 from bundle.visualize.report import build_page, find_runs
 
@@ -39,10 +40,7 @@ def report(
         bar = (lambda cases: tqdm(cases, desc="cases", unit="case")) if has_tqdm else None
         page = build_page(runs, dataset_dir, title, command_line(), versions(), max_pictures, bar)
         target = Path(output) if output else Path(str(run_dir)) / "report.html"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.tmp")
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(target, page)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"report: {' '.join(str(error).split())}")
     print(target)

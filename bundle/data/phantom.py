@@ -9,7 +9,6 @@ tables below; the code only draws them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +16,8 @@ from typing import Literal, NamedTuple
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+
+from ..atomic import replacing, write_json
 
 __all__ = ["PHANTOM_LABELS", "make_phantom", "write_phantom"]
 
@@ -576,12 +577,12 @@ def write_phantom(
         pair = {}
         for kind, voxels in (("image", image), ("label", label)):
             path = Path(f"{kind}s{part}") / f"phantom_{subject:02d}.nii.gz"
-            (root / path.parent).mkdir(parents=True, exist_ok=True)
             nifti = nib.Nifti1Image(voxels, affine)
             nifti.set_qform(affine, code=1)
             nifti.set_sform(affine, code=1)
             nifti.header.set_xyzt_units("mm")
-            nib.save(nifti, root / path)
+            with replacing(root / path) as temporary:
+                nib.save(nifti, temporary)
             pair[kind] = f"./{path.as_posix()}"
         pairs[part].append(pair)
     description = {
@@ -594,5 +595,5 @@ def write_phantom(
         "training": pairs["Tr"],
         "test": [pair["image"] for pair in pairs["Ts"]],
     }
-    (root / "dataset.json").write_text(json.dumps(description, indent=4) + "\n", encoding="utf-8")
+    write_json(root / "dataset.json", description)
     return root

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from monai.data import NibabelWriter
+
+from ..atomic import replacing
 
 
 class VolumeWriter(NibabelWriter):
@@ -20,11 +21,6 @@ class VolumeWriter(NibabelWriter):
         self.data_obj = self.convert_to_channel_last(data_array, channel_dim, squeeze_end_dims=False)[..., 0]
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write to a file beside and rename it."""
-        path = Path(filename)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
+        """Write the file in one step."""
+        with replacing(filename) as temporary:
             super().write(temporary, verbose=verbose, **kwargs)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

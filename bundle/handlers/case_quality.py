@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
+from ..atomic import write_json
 from ..data.datalist import case_name
 from ..keys import CONFIDENCE, PRED
 
@@ -67,10 +67,7 @@ class CaseQuality:
             return None
         case = case_name(str(output[self.pred_key].meta.get("filename_or_obj", "case")))
         path = self.output_dir / case / f"{case}_{self.postfix}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_json(path, found)
         return path
 
     def measure(self, prediction: torch.Tensor, confidence: torch.Tensor | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
+from ..atomic import replacing, write_json
 from ..data.datalist import case_name
 from ..keys import PRED, TRUTH_MASKS
 from ..metrics import scan_dice
@@ -76,12 +76,10 @@ class EvaluationReport:
             self._write_table()
 
     def _write_table(self) -> None:
-        temporary = self._path("metrics.csv.tmp")
-        with open(temporary, "w", newline="") as file:
+        with replacing(self.output_dir / "metrics.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, ["case", "label", "name", "dice", "protocol"])
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self._path("metrics.csv"))
 
     def finish(self, engine: Engine) -> None:
         """Write the summary and log it in one line; the first of several processes does so for all."""
@@ -106,12 +104,6 @@ class EvaluationReport:
             "cases": len({row["case"] for row in self.rows}),
             **self.details,
         }
-        temporary = self._path("summary.json.tmp")
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(temporary, self._path("summary.json"))
+        write_json(self.output_dir / "summary.json", summary)
         text = ", ".join(f"{name} {score}" for name, score in per_label.items())
         logging.getLogger(__name__).info("Dice (%s): mean %s; %s", self.protocol, summary["mean"], text)
-
-    def _path(self, name: str) -> Path:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        return self.output_dir / name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .. import __version__
+from ..atomic import write_json
 
 PACKAGES = ("torch", "monai", "numpy", "scikit-image", "nibabel", "pytorch-ignite")
 
@@ -92,9 +92,5 @@ class RunRecord:
         self._write(engine)
 
     def _write(self, engine: Engine) -> None:
-        if getattr(engine.state, "rank", 0) != 0:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_text(json.dumps(self._record, indent=2, default=str) + "\n")
-        os.replace(temporary, self.path)
+        if getattr(engine.state, "rank", 0) == 0:
+            write_json(self.path, self._record)

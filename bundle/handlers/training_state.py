@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
+
+from ..atomic import replacing
 
 
 class TrainingState:
     """Saves the whole state of a training after every epoch and restores it when the same training starts again.
 
-    The file holds tensors and plain values only and is written in one step, so that a run that is killed at any
-    moment leaves the last complete epoch. It is removed when the training completes: the next run is a new one.
+    The file holds tensors and plain values only: the given objects, the counters, from which episodes follow, the best
+    metric, and the random states of PyTorch, NumPy and Python. It is written in one step, so that a run that is killed
+    at any moment leaves the last complete epoch. It is removed when the training completes: the next run is a new one.
     Put this handler last, so that validation and schedules of an epoch are over when it saves.
 
     Args:
@@ -58,6 +63,7 @@ class TrainingState:
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        _set_random_state(state["random"])
         logging.getLogger(__name__).info("resumed %s after epoch %d", self.path, state["epoch"])
 
     def save(self, engine: Engine) -> None:
@@ -66,15 +72,34 @@ class TrainingState:
             return
         state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
         state["epoch"], state["iteration"] = engine.state.epoch, engine.state.iteration
+        state["random"] = _random_state()
         if self.evaluator is not None:
             state["best_metric"] = float(self.evaluator.state.best_metric)
             state["best_metric_epoch"] = int(self.evaluator.state.best_metric_epoch)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
 
     def remove(self, engine: Engine) -> None:
         """Delete the file of a completed training."""
         if engine.state.rank == 0:
             self.path.unlink(missing_ok=True)
+
+
+def _random_state() -> dict[str, Any]:
+    """States of the global random generators, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one, which MONAI seeds
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), gauss],
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count():  # on another number of devices they mean nothing
+        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])

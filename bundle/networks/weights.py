@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from ..atomic import replacing
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder
 from .encoders.base import check_count
 from .encoders.efficientnet_lite import LITE_SCALING, lite_blocks
@@ -228,17 +229,10 @@ def save_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | os.PathL
     Raises:
         OSError: if the place cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():
+    if Path(path).is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder, give a file name such as model.pt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(state_dict), file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        torch.save(dict(state_dict), temporary)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

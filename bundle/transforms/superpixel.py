@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, optional_import
+
+from ..atomic import replacing
 
 felzenszwalb, _ = optional_import("skimage.segmentation", name="felzenszwalb")
 slic, _ = optional_import("skimage.segmentation", name="slic")
@@ -77,12 +80,12 @@ class Superpixels(Transform):
         if inside.shape != values.shape:
             raise ValueError(f"mask of shape {inside.shape} does not fit the image of shape {values.shape}")
         cached = self._cache_file(values, inside)
-        if cached is not None and cached.exists():
-            maps = np.load(cached)["superpixels"]
-        else:
+        maps = None if cached is None else _load(cached)
+        if maps is None:
             maps = self._compute(values, inside)
             if cached is not None:
-                _save(cached, maps)
+                with replacing(cached) as temporary:
+                    np.savez_compressed(temporary, superpixels=maps)
         return convert_to_dst_type(maps, image, dtype=torch.int16)[0]
 
     def _compute(self, values: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -118,12 +121,12 @@ class Superpixels(Transform):
         return self.cache_dir / f"{key.hexdigest()}.npz"
 
 
-def _save(path: Path, superpixels: np.ndarray) -> None:
-    """Write a map in one step, so that a run that is killed leaves no half of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez_compressed(file, superpixels=superpixels)
-    os.replace(file.name, path)
+def _load(path: Path) -> np.ndarray | None:
+    """A map of the cache; ``None`` if there is none that can be read."""
+    try:
+        return np.load(path)["superpixels"] if path.exists() else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None  # a damaged disk or a foreign file: computed again and replaced
 
 
 class Superpixelsd(MapTransform):

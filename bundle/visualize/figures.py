@@ -7,7 +7,6 @@ globally, and a figure is freed when it goes out of scope. Slices are planes in 
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from monai.utils import optional_import
 from numpy.typing import ArrayLike
 
+from ..atomic import replacing
 from .colors import PALETTE, Color, hex_color, label_colors, nth_color, parse_color
 from .picture import (
     Planes,
@@ -489,11 +489,6 @@ def figure_array(figure: Figure) -> np.ndarray:
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:
     """Write a figure as PNG in one step and return its path; its folder is made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=dpi, facecolor=figure.get_facecolor())
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.write_bytes(memory.getvalue())
-    os.replace(temporary, target)
-    return target
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return Path(path)

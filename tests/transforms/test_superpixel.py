@@ -148,8 +148,7 @@ def test_cache_is_keyed_by_everything_that_matters(scan, tmp_path, count_calls, 
 
 def test_run_that_dies_while_it_writes_leaves_no_map(scan, tmp_path, monkeypatch, count_calls):
     def dies(file, **arrays):
-        file.write(b"half of a")
-        file.flush()
+        file.write_bytes(b"half of a")
         raise KeyboardInterrupt
 
     make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
@@ -161,6 +160,18 @@ def test_run_that_dies_while_it_writes_leaves_no_map(scan, tmp_path, monkeypatch
     maps = make(*scan)
     assert len(count_calls) == 8
     assert maps.max() > 3
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half of an archive"], ids=["empty", "text", "half"])
+def test_a_map_that_cannot_be_read_is_computed_again(scan, tmp_path, content, count_calls):
+    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
+    maps = make(*scan)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    np.testing.assert_array_equal(make(*scan), maps)
+    assert len(count_calls) == 8
+    np.testing.assert_array_equal(make(*scan), maps)
+    assert len(count_calls) == 8  # and the cache is whole again
 
 
 def test_two_writers_of_one_map_do_not_disturb_each_other(scan, tmp_path):

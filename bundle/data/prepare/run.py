@@ -18,13 +18,14 @@ import numpy as np
 from nibabel import aff2axcodes
 from tqdm import tqdm
 
+from ...atomic import write_json
 from .cases import ARCHIVES
 from .folder import find_folder_cases
 from .load import load_case
 from .recipe import Recipe
 from .source import Case, Found, Options
 from .volume import apply_recipe, guess_body_box, guess_modality
-from .write import RECORDS, write_dataset, write_json, write_nifti
+from .write import RECORDS, write_dataset, write_nifti
 
 VERSION = 1  # of the results: a change of the code that changes voxels raises it, and old results are made anew
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ...atomic import replacing, write_json
+
 RECORDS = ".prepare"  # folder of one file for each finished case; its presence is what finished means
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write in one step; a file that a killed run left half-written has another name and is never read."""
+    """Write a volume in one step."""
     whole = np.issubdtype(array.dtype, np.integer)
     if whole and array.dtype != np.uint8 and abs(array).max() <= 32767:
         array = array.astype(np.int16)
@@ -27,17 +28,8 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     image.set_qform(affine, 1, strip_shears=True)
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None, 0)  # a shear: the sform alone can say it
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.split('.nii')[0]}.partial.nii.gz")
-    nib.save(image, partial)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
 
 
 def write_dataset(dst: Path, names: Mapping[int, str]) -> dict[str, str]:
