@@ -7,6 +7,7 @@ from .loss_guard import LossGuard
 from .overlay import OverlaySaver
 from .run_record import RunRecord
 from .schedule import OneCycle
+from .tracking import MLFlowPictures
 from .training_state import TrainingState
 from .weights_saver import WeightsSaver
 
@@ -15,6 +16,7 @@ __all__ = [
     "EpisodePictures",
     "EvaluationReport",
     "LossGuard",
+    "MLFlowPictures",
     "OneCycle",
     "OverlaySaver",
     "RunRecord",

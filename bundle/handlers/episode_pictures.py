@@ -1,22 +1,24 @@
-"""Example pictures of a training in TensorBoard."""
+"""Example pictures of a training."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
 
 from ..keys import PRED
-from ..visualize import episode_figure, episode_planes, figure_array
+from ..visualize import episode_figure, episode_planes, figure_array, save_figure
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
 class EpisodePictures:
-    """Writes the last batch of every ``interval``-th epoch to TensorBoard: support, query, true mask, prediction.
+    """Draws the last batch of every ``interval``-th epoch for TensorBoard: support, query, true mask, prediction.
 
     Fits a trainer whose ``prepare_batch`` is deterministic, whether it takes its batches apart or not. After every
     epoch it brings what the other handlers wrote to the disk too, which MONAI's handler of scalars does not do for a
@@ -27,10 +29,16 @@ class EpisodePictures:
         interval: epochs between pictures, 0 for none.
         count: episodes in a picture.
         tag: name of the picture in TensorBoard.
+        output_dir: folder that gets the pictures as files ``<tag>_<epoch>.png`` too; ``None`` for none.
     """
 
     def __init__(
-        self, summary_writer: SummaryWriter, interval: int = 1, count: int = 3, tag: str = "train_episodes"
+        self,
+        summary_writer: SummaryWriter,
+        interval: int = 1,
+        count: int = 3,
+        tag: str = "train_episodes",
+        output_dir: str | os.PathLike | None = None,
     ) -> None:
         if interval < 0 or count < 1:
             raise ValueError(f"interval must be at least 0 and count at least 1, got {interval} and {count}")
@@ -38,6 +46,7 @@ class EpisodePictures:
         self.interval = interval
         self.count = count
         self.tag = tag
+        self.output_dir = None if output_dir is None else Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Listen to a trainer."""
@@ -53,6 +62,8 @@ class EpisodePictures:
         episodes = episode_planes(prepared, _collated(engine.state.output)[PRED], self.count)
         figure = episode_figure(episodes, f"{self.tag}, epoch {engine.state.epoch}")
         self.writer.add_image(self.tag, figure_array(figure), engine.state.epoch, dataformats="HWC")
+        if self.output_dir is not None:
+            save_figure(figure, self.output_dir / f"{self.tag}_{engine.state.epoch:04d}.png")
 
 
 def _collated(batch: Any) -> Any:

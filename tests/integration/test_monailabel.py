@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,19 +31,6 @@ def mean_dice(path: Path, truth: Path) -> float:
     pred, true = (np.asarray(read(p).dataobj) for p in (path, truth))
     masks = [(pred == value, true == value) for value in np.unique(true) if value]
     return float(np.mean([2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in masks]))
-
-
-@pytest.fixture(scope="module")
-def python() -> Path:
-    built = subprocess.run(
-        [str(ROOT / "scripts" / "monailabel_env.sh")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
-    if built.returncode != 0:
-        pytest.skip(f"MONAI Label's environment cannot be built: {built.stderr.strip().splitlines()[-1:]}")
-    return Path(built.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

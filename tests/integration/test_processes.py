@@ -19,11 +19,11 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
 ENVIRONMENT.pop("MONAI_LABEL_STUDIES", None)
 
 
-def run(processes: int, *configs: str, **overrides) -> None:
+def run(processes: int, *configs: str, python=sys.executable, **overrides) -> None:
     """``monai.bundle run`` in one process, or in several under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={processes}"]
     files = [f"configs/{name}.json" for name in configs]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
+    command = [str(python), *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
     command += ["--config_file", str(files), "--device", "cpu"] if processes == 1 else ["--config_file", str(files)]
     for key, value in {"image_size": [64, 64], "precision": "float32", **overrides}.items():
         command += [f"--{key}", str(value)]
