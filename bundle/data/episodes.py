@@ -210,7 +210,7 @@ class PrepareEpisodes:
         batch = apply_drawn_views({key: send(value) for key, value in batchdata.items()})
         label, support_label = batch[LABEL].float(), batch[SUPPORT_LABEL]
         ways = torch.arange(1, self.num_ways + 1, device=label.device).view(1, -1, 1, 1)
-        masks = (support_label == ways).float()  # (B, num_ways, H, W)
-        target = torch.cat([label, masks], dim=1) if self.num_ways == 1 else label
+        masks = support_label.to(torch.uint8).contiguous() == ways  # (B, num_ways, H, W)
+        target = torch.cat([label, masks.float()], dim=1) if self.num_ways == 1 else label
         support = {SUPPORT_IMAGE: batch[SUPPORT_IMAGE][:, None, None], SUPPORT_LABEL: masks[:, :, None]}
         return batch[IMAGE], target, (), support

@@ -66,9 +66,18 @@ class EpisodeLoss(nn.Module):
 
 
 def class_shares(labels: Tensor, classes: int, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Share of each class in each cell of a grid: label maps ``(B, H, W)`` to ``(B, classes, *size)``.
+    """Share of each class in each cell of a grid, counted: label maps ``(B, H, W)`` to ``(B, classes, h, w)``.
 
     Values beyond the classes have no share.
+
+    Args:
+        labels: integer label maps; ``h`` divides ``H``, ``w`` divides ``W``.
+        classes: number of classes, the background being 0.
+        size: ``(h, w)``.
     """
-    ids = torch.arange(classes, device=labels.device).view(1, -1, 1, 1)
-    return F.adaptive_avg_pool2d((labels[:, None] == ids).float(), tuple(size))
+    (batch, height, width), (rows, columns) = labels.shape, size
+    cells = labels.reshape(batch, rows, height // rows, columns, width // columns).permute(0, 2, 4, 1, 3)
+    cells = cells.reshape(batch, -1, rows * columns).clamp(max=classes)
+    counts = torch.zeros(batch, classes + 1, rows * columns, device=labels.device)
+    counts.scatter_add_(1, cells, torch.ones_like(cells, dtype=counts.dtype))
+    return counts[:, :classes].reshape(batch, classes, rows, columns) / cells.shape[1]

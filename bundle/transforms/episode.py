@@ -31,8 +31,20 @@ def view_grid(affine: Tensor, displacement: Tensor, size: Sequence[int]) -> Tens
     """
     height, width = size
     grid = F.affine_grid(affine, [affine.shape[0], 1, height, width], align_corners=False)
-    smooth = F.interpolate(displacement, size=(height, width), mode="bicubic", align_corners=True)
-    return grid + smooth.permute(0, 2, 3, 1)
+    return grid + spread_control_points(displacement, size).permute(0, 2, 3, 1)
+
+
+def spread_control_points(points: Tensor, size: Sequence[int]) -> Tensor:
+    """Bicubic interpolation of a few points over an image: ``(B, C, g, g) -> (B, C, H, W)``, corner to corner.
+
+    It is one matrix along each axis, which is many times faster than to interpolate pixel by pixel.
+    """
+
+    def matrix(count: int, length: int) -> Tensor:  # (length, count): what each point contributes to each pixel
+        eye = torch.eye(count, device=points.device, dtype=points.dtype)[None, None]
+        return F.interpolate(eye, size=(length, count), mode="bicubic", align_corners=True)[0, 0]
+
+    return matrix(points.shape[-2], size[0]) @ points @ matrix(points.shape[-1], size[1]).T
 
 
 def apply_gamma(images: Tensor, gamma: Tensor) -> Tensor:
@@ -50,7 +62,7 @@ def apply_bias(images: Tensor, bias: Tensor) -> Tensor:
         bias: logarithm of the field at control points ``(B, 1, g, g)``, spread bicubically.
     """
     low = images.amin(dim=(1, 2, 3), keepdim=True)
-    field = F.interpolate(bias, size=images.shape[-2:], mode="bicubic", align_corners=True).exp()
+    field = spread_control_points(bias, images.shape[-2:]).exp()
     return (images - low) * field + low
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bundle.losses import EpisodeLoss
+from bundle.losses.episode import class_shares
 
 
 def test_query_and_alignment_terms_are_the_published_ones():
@@ -34,3 +35,10 @@ def test_channels_are_told_apart(way, shot, align):
 def test_misfit_is_named():
     with pytest.raises(ValueError, match="pred of 3 channels does not fit a target of 2 channels"):
         EpisodeLoss()(torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4))
+
+
+def test_counted_shares_are_the_averages_of_the_masks():
+    labels = torch.randint(0, 5, (2, 12, 24), generator=torch.Generator().manual_seed(0))
+    masks = torch.stack([labels == value for value in range(4)], dim=1).float()  # 4 is beyond the classes
+    torch.testing.assert_close(class_shares(labels, 4, (3, 8)), F.adaptive_avg_pool2d(masks, (3, 8)), atol=0, rtol=0)
+    assert torch.equal(class_shares(labels, 5, (12, 24)), F.one_hot(labels, 5).permute(0, 3, 1, 2).float())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bundle.networks.blocks.prototypes import central_pixels, resize_mask
 from bundle.networks.nets import ALPNet
 
 from . import literal_alp
@@ -198,3 +199,13 @@ def test_wrong_shapes_say_what_is_wrong(arguments, message):
 def test_wrong_gate_is_named():
     with pytest.raises(ValueError, match="foreground_gate must be one of .* got 'open'"):
         ALPNet(PatchEncoder(), foreground_gate="open")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 5, 8])
+def test_central_pixels_are_all_that_the_feature_grid_sees_of_a_mask(stride):
+    masks = torch.rand(2, 3, 1, 4 * stride, 6 * stride, generator=torch.Generator().manual_seed(0))
+    central = central_pixels(masks, stride)
+    if stride in (4, 8):
+        assert central.shape == (2, 3, 1, 8, 12)
+    expected = resize_mask(masks[:, :, 0], [4, 6])
+    torch.testing.assert_close(resize_mask(central[:, :, 0], [4, 6]), expected)

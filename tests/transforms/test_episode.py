@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.transforms import Compose
 from scipy import ndimage
 from torch.utils.data import default_collate
 
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
-from bundle.transforms.episode import apply_drawn_views, apply_gamma, apply_views
+from bundle.transforms.episode import apply_drawn_views, apply_gamma, apply_views, spread_control_points
 
 STILL = {
     "rotation_deg": 0.0,
@@ -262,3 +263,10 @@ def test_ranges_upside_down_or_not_positive_are_named(ranges):
     name = next(iter(ranges))
     with pytest.raises(ValueError, match=rf"{name} must be a positive range \[smallest, largest\], got"):
         RandView(**ranges)
+
+
+@pytest.mark.parametrize("points", [2, 6])
+def test_control_points_are_spread_as_a_bicubic_interpolation(points):
+    values = torch.randn(2, 3, points, points)
+    expected = F.interpolate(values, size=SHAPE, mode="bicubic", align_corners=True)
+    torch.testing.assert_close(spread_control_points(values, SHAPE), expected, atol=1e-5, rtol=0)

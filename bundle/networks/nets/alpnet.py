@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.prototypes import (
+    central_pixels,
     class_prototypes,
     grid_positions,
     local_prototypes,
@@ -106,8 +107,8 @@ class ALPNet(nn.Module):
                 the channels [query | support images | support masks].
             support_image: ``(B, way, shot, C, H, W)``, or ``(B, 1, shot, C, H, W)`` where all ways are annotated on
                 the same images.
-            support_label: ``(B, way, shot, H, W)`` with values in [0, 1]. With ``E * B`` rows instead of ``B``, each
-                image pair serves ``E`` consecutive episodes and is encoded once.
+            support_label: ``(B, way, shot, H, W)`` with values in [0, 1], or boolean. With ``E * B`` rows instead of
+                ``B``, each image pair serves ``E`` consecutive episodes and is encoded once.
 
         Returns:
             Logits ``(E * B, 1 + way, H, W)``, channel 0 the background. In training mode with ``align``, further
@@ -128,7 +129,8 @@ class ALPNet(nn.Module):
         query = features[:batch].repeat_interleave(episodes, dim=0)
         support = features[batch:].reshape(batch, -1, features.shape[1], features.shape[2], features.shape[3])
         support = support.repeat_interleave(episodes, dim=0)  # (E * B, M, D, h, w), M = image ways * shot
-        foreground, background = self.split_masks(support_label, support_image.shape[1])
+        masks = central_pixels(support_label, self.stride).to(features.dtype)
+        foreground, background = self.split_masks(masks, support_image.shape[1])
         grid = [features.shape[2], features.shape[3]]
         scores = self.match(query, support, resize_mask(foreground.flatten(1, 2), grid), resize_mask(background, grid))
         if self.align and self.training:
