@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
+from .onnx import EncoderOnly, OnnxEncoder, with_onnx_encoder
 from .precision import fast_precision
 from .weights import check_weights, load_weights
 
@@ -11,9 +12,12 @@ __all__ = [
     "ALPNet",
     "EfficientNetLiteEncoder",
     "Encoder",
+    "EncoderOnly",
+    "OnnxEncoder",
     "ResNetEncoder",
     "TinyEncoder",
     "fast_precision",
     "check_weights",
     "load_weights",
+    "with_onnx_encoder",
 ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ckpt_export, download_large_files, onnx_export, verify_net_in_out
 
+from bundle.networks import OnnxEncoder
 from scripts.export import copy_bundle, rename_package, zoo
 
 from ..conftest import ROOT, TINY_NETWORK, make_tiny
@@ -91,6 +92,30 @@ def test_onnx_gives_the_same_scores_at_any_size(tmp_path, tiny_weights):
         found = torch.from_numpy(session.run(None, {"image": episode(*shape).numpy()})[0])
         with torch.no_grad():
             torch.testing.assert_close(found, make_tiny()(episode(*shape)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_onnx_segments_scans_through_the_overlay(run_config, tmp_path, tiny_weights):
+    pytest.importorskip("onnxscript", reason="onnx, onnxscript and onnxruntime are not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    with pytest.raises(FileNotFoundError, match="none.onnx: no such ONNX file; export the encoder first"):
+        OnnxEncoder("none.onnx", in_channels=3, stride=8)
+    given = arguments(tmp_path, tiny_weights) | {"net_id": "encoder_only"}
+    given["config_file"] = [given["config_file"], str(ROOT / "configs" / "inference_onnx.json")]
+    onnx_export(
+        filepath=str(tmp_path / "encoder.onnx"), input_shape=[2, 3, 64, 64], converter_kwargs=DYNAMIC, **given
+    )
+    eager = maps(run_config("inference", precision="float32", overlays=False))
+    run_config(
+        "inference",
+        "inference_onnx",
+        ckpt_path=str(tmp_path / "encoder.onnx"),
+        output_dir=str(tmp_path / "onnx"),
+        overlays=False,
+    )
+    found = maps(tmp_path / "onnx")
+    assert eager.keys() == found.keys()
+    assert all(np.mean(eager[name] == found[name]) > 0.9999 for name in eager)
 
 
 def test_the_network_keeps_what_the_metadata_say(tmp_path, tiny_weights):
