@@ -1,18 +1,54 @@
-"""Requests to a MONAI Label server with the standard library alone."""
+"""A MONAI Label server, and requests to it with the standard library alone."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
+import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "fewshot_alpnet_segmentation"
+
+
+def make_app(python: Path, app: Path, weights: Path, settings: dict | None = None) -> Path:
+    """MONAI Label's generic app with a copy of the bundle; ``settings`` are ids of train.json, no request sets them."""
+    shutil.copytree(python.parent.parent / "apps" / "monaibundle", app)
+    export = [str(python), "-m", "scripts.export", "monailabel", str(app), "--weights", str(weights)]
+    subprocess.run(export, cwd=ROOT, check=True)
+    train = app / "model" / NAME / "configs" / "train.json"
+    train.write_text(json.dumps(json.loads(train.read_text()) | (settings or {})))
+    return app
+
+
+@contextmanager
+def serve(python: Path, app: Path, studies: Path, log: Path) -> Iterator[Client]:
+    """A server of a studies folder, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    command += ["--conf", "models", NAME, "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
+    try:
+        client = Client(port)
+        client.wait(300, lambda: process.poll() is None)
+        yield client
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 class Client:
@@ -53,7 +89,7 @@ class Client:
         except urllib.error.HTTPError as error:
             return error.code, error.headers["Content-Type"], error.read()
 
-    def wait(self, seconds: float, alive) -> None:
+    def wait(self, seconds: float, alive: Callable[[], bool]) -> None:
         """Until the server answers."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -76,6 +112,20 @@ class Client:
             fields={"params": json.dumps({"label_info": info})},
             files={"label": label},
         )
+        assert status == 200, content
+
+    def batch(self, workers: int) -> None:
+        """Segment all scans without a finished label in the server's batch mode."""
+        body = {"multi_gpu": False, "max_workers": workers, "device": "cpu"}
+        status, _, content = self.call(
+            "POST", f"/batch/infer/{NAME}", {"images": "unlabeled", "run_sync": "true"}, body=body
+        )
+        assert status == 200, content
+
+    def train(self, epochs: int) -> None:
+        """Train on all scans."""
+        body = {"max_epochs": epochs, "device": "cpu"}
+        status, _, content = self.call("POST", f"/train/{NAME}", {"run_sync": "true"}, body=body, timeout=3600)
         assert status == 200, content
 
     def infer(self, image: str, dst: Path | None = None, params: dict | None = None) -> tuple[int, dict]:
