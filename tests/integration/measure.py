@@ -22,7 +22,7 @@ import numpy as np
 
 from bundle.data import label_names
 
-from .client import NAME, ROOT, Client, make_app, serve
+from .client import ROOT, Client, make_app, serve
 
 WEIGHTS = ROOT / "models" / "model.pt"
 INFERENCE, ONNX = "configs/inference.json", "configs/inference_onnx.json"
@@ -127,7 +127,9 @@ def rounds(
     return files, {query: mean_dice(file, labels / file.name) for query, file in files.items()}, each
 
 
-def server(data: Path, out: Path, supports: Sequence[str], queries: Sequence[str], reference: Path, epochs: int) -> None:
+def server(
+    data: Path, out: Path, supports: Sequence[str], queries: Sequence[str], reference: Path, epochs: int
+) -> None:
     """Annotate one scan on a server, then a second, then train."""
     labels, names = data / "labelsTr", list(label_names(data).values())
     studies = out / "studies"
@@ -158,7 +160,7 @@ def server(data: Path, out: Path, supports: Sequence[str], queries: Sequence[str
             took = seconds()
         batch = [studies / "labels" / "original" / file.name for file in one.values()]
         same = [np.array_equal(read(a), read(b)) for a, b in zip(batch, one.values())]
-        print(f"batch of {len(queries)} and the second support: {took:.0f} s, {sum(same)} of {len(same)} equal", flush=True)
+        print(f"batch of {len(queries) + 1}, two workers: {took:.0f} s, {sum(same)} of {len(same)} equal", flush=True)
 
         values = [0, *range(len(names), 0, -1)]
         renumber(labels / f"{supports[1]}.nii.gz", out / "renumbered.nii.gz", values)

@@ -102,9 +102,7 @@ def test_onnx_segments_scans_through_the_overlay(run_config, tmp_path, tiny_weig
         OnnxEncoder("none.onnx", in_channels=3, stride=8)
     given = arguments(tmp_path, tiny_weights) | {"net_id": "encoder_only"}
     given["config_file"] = [given["config_file"], str(ROOT / "configs" / "inference_onnx.json")]
-    onnx_export(
-        filepath=str(tmp_path / "encoder.onnx"), input_shape=[2, 3, 64, 64], converter_kwargs=DYNAMIC, **given
-    )
+    onnx_export(filepath=str(tmp_path / "encoder.onnx"), input_shape=[2, 3, 64, 64], converter_kwargs=DYNAMIC, **given)
     eager = maps(run_config("inference", precision="float32", overlays=False))
     run_config(
         "inference",
