@@ -106,7 +106,7 @@ INFERENCE = {
     ),
     "query is missing": (
         do(lambda f: None, datalist=[{"image": "/no/such/q.nii.gz"}]),
-        r"/no/such/q.nii.gz: no such query image; check datalist",
+        r"/no/such/q.nii.gz: no such file or directory; check the path",
     ),
     "no queries": (do(lambda f: f.query.unlink()), r"data: no query images; put them into imagesTs or imagesTr"),
     "no data set": (
@@ -140,7 +140,7 @@ INFERENCE = {
     ),
     "label without foreground": (
         do(lambda f: f.rewrite(f.label, np.zeros_like, np.uint8)),
-        r"labelsTr/phantom_02.nii.gz: the support label has no foreground, every voxel is 0; label at least",
+        r"labelsTr/phantom_02.nii.gz: has no foreground, every voxel is 0; label at least one structure",
     ),
     "label of another shape": (
         do(lambda f: f.rewrite(f.label, lambda v: v[:, :, :-1], np.uint8)),

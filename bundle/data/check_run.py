@@ -2,71 +2,142 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from collections.abc import Mapping, MutableSequence, Sequence
+from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-
-from ..checks import check_label, check_volume
+from ..atomic import replacing
 from ..keys import IMAGE, LABEL
-from .support import resolve_support
+from .datalist import label_names
+from .fingerprint import Finding, check_entries, check_folder, check_label_file, read_fingerprint
+from .support import VALUES, resolve_support
 
 
 def check_run(
-    queries: Sequence[Mapping[str, Any]],
+    queries: MutableSequence[Mapping[str, Any]],
     support: Sequence[Mapping[str, Any]],
     dataset_dir: str | os.PathLike | None = None,
     weights: str | os.PathLike | None = None,
-    num_workers: int = 4,
+    output_dir: str | os.PathLike | None = None,
+    strict: bool | None = None,
+    num_workers: int | None = None,
 ) -> None:
-    """Check everything that an inference needs without running it: every file is read to its end.
+    """Check everything that an inference needs without running it, and leave bad queries out; see :func:`leave_out`.
+
+    A bad support always stops, and so does a run of which no query is left.
 
     Args:
-        queries: ``[{"image": path}, …]``.
+        queries: ``[{"image": path}, …]``, changed in place; labels are checked where an entry has one.
         support: ``[{"image": path, "label": path}, …]``.
-        dataset_dir: folder to which paths of the support may be relative.
+        dataset_dir: folder to which paths of the support may be relative; its names are checked too.
         weights: file with the network's weights.
-        num_workers: threads that read queries, each holding one scan.
+        output_dir: folder of the results, which must be writable and have space for them.
+        strict: stop at anything that is wrong. ``None`` stops at a bad query if the queries have labels: the figures
+            of an evaluation must not miss a case.
+        num_workers: threads, see :func:`check_entries`.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file and the remedy.
+        ValueError, OSError: naming the file and the remedy.
     """
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
+    names = label_names(dataset_dir) if dataset_dir is not None else {}
+    known = {}
+    evaluates = any(query.get(LABEL) is not None for query in queries)
     for entry in resolve_support(support, dataset_dir):
-        image, label = _read(entry[IMAGE]), _read(entry[LABEL])
-        check_volume(image, entry[IMAGE])
-        check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
+        inside = dataset_dir is not None and Path(dataset_dir).resolve() in Path(entry[LABEL]).resolve().parents
+        check_label_file(entry[LABEL], entry[IMAGE], names if inside and VALUES not in entry else None)
+        if evaluates:  # else a scan may well be segmented by itself
+            known[read_fingerprint(entry[IMAGE]).digest] = f"the support {entry[IMAGE]}"
     if not queries:
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
-    paths = []
-    for query in queries:
-        path = os.fspath(query[IMAGE])
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: no such query image; check datalist")
-        paths.append(path)
-    with ThreadPoolExecutor(num_workers) as pool:
-        list(pool.map(lambda path: check_volume(_read(path), path), paths))
+    findings = check_entries(queries, names=names, known=known, num_workers=num_workers)
+    if strict is None:
+        strict = evaluates and len(findings) > 0
+    leave_out(queries, findings + _folder_findings(dataset_dir), strict)
+    if output_dir is not None:
+        voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
+        check_output(output_dir, sum(x * y * z for x, y, z in voxels))  # one byte a voxel, before compression
 
 
-def _open(path: str) -> nib.spatialimages.SpatialImage:
+def check_training(
+    images: Sequence[Mapping[str, Any]],
+    dataset_dir: str | os.PathLike | None = None,
+    folders: Sequence[str | os.PathLike] = (),
+    with_labels: bool = False,
+    strict: bool = False,
+    num_workers: int | None = None,
+) -> list[Mapping[str, Any]]:
+    """Check the scans of a training and return those that are good; see :func:`leave_out`.
+
+    Args:
+        images: ``[{"image": path, "label": path}, …]``.
+        dataset_dir: folder of the data set, whose names are checked too.
+        folders: folders that must be writable.
+        with_labels: whether the training reads labels.
+        strict: stop at anything that is wrong.
+        num_workers: threads, see :func:`check_entries`.
+
+    Raises:
+        ValueError, OSError: naming the file and the remedy.
+    """
+    for folder in folders:
+        check_output(folder, 0)
+    good = list(images)
+    findings = check_entries(good, with_labels, num_workers=num_workers)
+    if good:  # without any, the training says what to do
+        leave_out(good, findings + (_folder_findings(dataset_dir) if with_labels else []), strict)
+    return good
+
+
+def leave_out(entries: MutableSequence[Any], findings: Sequence[Finding], strict: bool = False) -> None:
+    """Say what was found, a line each in the log, and take bad entries out of the list.
+
+    Args:
+        entries: the list that was checked, changed in place.
+        findings: what is wrong.
+        strict: stop at anything that is wrong.
+
+    Raises:
+        ValueError: if ``strict`` and something is wrong, or no entry is left; with the first line.
+    """
+    log = logging.getLogger(__name__)
+    bad = {finding.index for finding in findings if finding.index is not None}
+    stop = (strict and len(findings) > 0) or len(bad) == len(entries)
+    for finding in findings:
+        log.warning("%s%s", "" if stop or finding.index is None else "left out: ", finding.line)
+    if stop:
+        first = next((f for f in findings if f.index is not None), findings[0]).line
+        more = f" ({len(findings) - 1} more above)" if len(findings) > 1 else ""
+        raise ValueError(first + more)
+    entries[:] = [entry for index, entry in enumerate(entries) if index not in bad]
+
+
+def check_output(folder: str | os.PathLike, needed_bytes: int) -> None:
+    """Raise unless a folder can be written to and has space.
+
+    Raises:
+        OSError: naming the folder and the remedy.
+    """
+    probe = Path(folder) / ".writable"
     try:
-        image = nib.load(path)
-    except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
-        raise ValueError(f"{path}: cannot be read as NIfTI ({str(error).splitlines()[0]}); replace the file") from None
-    if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
-        raise ValueError(f"{path}: voxels must be single real numbers, got {image.get_data_dtype()}; convert the file")
-    return image
+        with replacing(probe) as temporary:
+            temporary.write_bytes(b"0")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or str(cause)
+        raise OSError(f"{folder}: cannot be written to ({reason}); choose another output folder") from None
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{folder}: {free / 1e6:.0f} MB are free, up to {needed_bytes / 1e6:.0f} MB are needed; free some space or "
+            "choose another output folder"
+        )
 
 
-def _read(path: str) -> np.ndarray:
-    image = _open(path)
-    try:
-        return np.asarray(image.dataobj, dtype=np.float32)[None]  # as LoadImage reads, whatever the file's type
-    except Exception as error:  # as above: a truncated gzip stream, a short file, a checksum
-        raise ValueError(
-            f"{path}: cannot be read to its end ({str(error).splitlines()[0]}); replace the file"
-        ) from None
+def _folder_findings(dataset_dir: str | os.PathLike | None) -> list[Finding]:
+    return [] if dataset_dir is None else check_folder(dataset_dir)

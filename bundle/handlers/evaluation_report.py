@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
 from ..data.datalist import case_name
+from ..data.finished import FinishedCases
 from ..keys import PRED, TRUTH_MASKS
 from ..metrics import scan_dice
 
@@ -34,6 +35,7 @@ class EvaluationReport:
         protocol: name of the protocol.
         within_extent: see :func:`scan_dice`.
         details: further entries of the summary, such as fold and support.
+        finished: cases that an interrupted run finished; their rows are taken from its table.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class EvaluationReport:
         protocol: str,
         within_extent: bool,
         details: Mapping[str, Any] | None = None,
+        finished: FinishedCases | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.labels = list(labels)
@@ -51,13 +54,25 @@ class EvaluationReport:
         self.protocol = protocol
         self.within_extent = within_extent
         self.details = dict(details or {})
+        self.finished = finished
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine | None = None) -> None:
+        """Begin with the rows of the cases that are finished already."""
+        self.rows = []
+        if self.finished is None or not self.finished.cases or getattr(engine and engine.state, "rank", 0) != 0:
+            return
+        with open(self.output_dir / "metrics.csv", newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["case"] in self.finished.cases:
+                    dice = float(row["dice"]) if row["dice"] else ""
+                    self.rows.append({**row, "label": int(row["label"]), "dice": dice})
 
     def add(self, engine: Engine) -> None:
         """Measure the cases of an iteration and write the table; of several processes, the first writes its own."""
@@ -76,20 +91,28 @@ class EvaluationReport:
             self._write_table()
 
     def _write_table(self) -> None:
-        with replacing(self.output_dir / "metrics.csv") as temporary, open(temporary, "w", newline="") as file:
+        with (
+            replacing(self.output_dir / "metrics.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, ["case", "label", "name", "dice", "protocol"])
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def finish(self, engine: Engine) -> None:
-        """Write the summary and log it in one line; the first of several processes does so for all."""
+    def finish(self, engine: Engine | None = None) -> None:
+        """Write the summary and log it in one line; the first of several processes does so for all.
+
+        Without an engine, of the cases that are finished already.
+        """
+        if engine is None:
+            self.start()
         if dist.is_available() and dist.is_initialized():
             parts: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(parts, self.rows)
             order = {value: index for index, value in enumerate(self.labels)}
             gathered = [row for part in parts for row in part]
             self.rows = sorted(gathered, key=lambda row: (row["case"], order[row["label"]]))
-            if getattr(engine.state, "rank", 0) != 0:
+            if getattr(engine and engine.state, "rank", 0) != 0:
                 return
             self._write_table()
         per_label = {}

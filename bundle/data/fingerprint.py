@@ -1,0 +1,301 @@
+"""What scan files hold, and what is wrong with them: each file is opened once, before any long work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+
+from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
+from ..keys import IMAGE, LABEL
+from .datalist import SUFFIXES, case_name, label_names
+
+FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+OTHER_FORMATS = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".png", ".jpg", ".tif", ".npy")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a NIfTI file holds.
+
+    Attributes:
+        shape: of the volume; a fourth axis of length 1 does not count.
+        affine: ``(4, 4)``, voxel indices to mm.
+        dtype: number format in the file.
+        low, high: smallest and largest intensity.
+        values: the values of a label map besides 0; ``None`` for an image.
+        digest: equal for equal voxels.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    dtype: str
+    low: float
+    high: float
+    values: tuple[int, ...] | None
+    digest: str
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distances of neighboring voxels."""
+        return tuple(float(v) for v in nib.affines.voxel_sizes(self.affine))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        line: the file, what is wrong with it, and the remedy.
+        index: which entry of the checked list it spoils; ``None`` for what spoils none.
+    """
+
+    line: str
+    index: int | None = None
+
+
+def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerprint:
+    """Read a file to its end and check it on its own.
+
+    A process reads each file once; it reads it again when the time of its last change or its size is another.
+
+    Args:
+        path: NIfTI file.
+        is_label: whether it is a label map; otherwise an image.
+
+    Raises:
+        ValueError, FileNotFoundError: in one line with the file and the remedy.
+    """
+    path = os.fspath(path)
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: is a link to {os.readlink(path)}, which does not exist; restore or remove it")
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise FileNotFoundError(f"{path}: {(error.strerror or 'not found').lower()}; check the path") from None
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: is a folder, not a NIfTI file; convert it with `python -m scripts.prepare folder`")
+    if status.st_size == 0:
+        raise ValueError(f"{path}: cannot be read as NIfTI (0 bytes); copy it again")
+    return _read_fingerprint(path, is_label, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fingerprint:
+    try:
+        image = nib.load(path)
+        with ImageOpener(path) as file:  # as it is stored: nibabel turns a negative spacing around when it loads
+            stored = type(image.header).from_fileobj(file, check=False)
+    except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
+        raise ValueError(f"{path}: cannot be read as NIfTI ({_first_line(error)}); replace the file") from None
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iufb":
+        raise ValueError(f"{path}: voxels must be single real numbers, got {dtype}; convert the file to gray values")
+    try:
+        array = np.asarray(image.dataobj, dtype=np.float32)  # as LoadImage reads, whatever the file's type
+    except Exception as error:  # as above: a truncated gzip stream, a short file, a checksum
+        raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}); copy it again") from None
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if is_label:
+        if array.ndim != 3 or 0 in array.shape:
+            raise ValueError(f"{path}: expected one 3D label map, got shape {array.shape}; save one value a voxel")
+        values = tuple(check_label_values(array, path))
+    else:
+        check_volume(array[None], path)
+        values = None
+    pixdim = stored["pixdim"][1:4] if "pixdim" in stored else None
+    check_geometry(image.affine, path, pixdim)
+    digest = hashlib.sha1(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are contiguous in this order
+    return Fingerprint(
+        array.shape, image.affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
+    )
+
+
+def check_label_file(
+    label: str | os.PathLike,
+    image: str | os.PathLike,
+    names: Mapping[int, str] | None = None,
+    need_foreground: bool = True,
+) -> Fingerprint:
+    """Check a label map, its image, and that they belong together.
+
+    Args:
+        label: NIfTI file of the label map.
+        image: NIfTI file of its image.
+        names: names of label values; others must not occur. Without any, every value may.
+        need_foreground: whether something must be labelled.
+
+    Raises:
+        ValueError, FileNotFoundError: in one line with the file and the remedy.
+    """
+    scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
+    shape, distance_mm = grid_difference(found.shape, found.affine, scan.shape, scan.affine)
+    check_same_shape(shape, scan.shape, os.fspath(label), os.fspath(image))
+    if distance_mm > max(scan.spacing_mm) / 2:
+        raise ValueError(
+            f"{label}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image)}; repair its header"
+        )
+    values = found.values or ()
+    if need_foreground and not values:
+        raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
+    unnamed = [value for value in values if names and value not in names]
+    if unnamed:
+        raise ValueError(
+            f"{label}: label values {unnamed[:5]} have no name in dataset.json, which names {sorted(names or ())}; "
+            "add them there or correct the label"
+        )
+    return found
+
+
+def grid_difference(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
+) -> tuple[tuple[int, ...], float]:
+    """How a grid lies to another, whatever the order and direction of its axes.
+
+    Returns:
+        Its shape with its axes in the other's order, and how far a corner lies from the other's, in mm; 0 where the
+        shapes differ.
+    """
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(other_affine))
+    turned = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
+    if turned != tuple(other_shape):
+        return turned, 0.0
+    away = affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape)) - other_affine
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in turned])).reshape(3, -1)
+    return turned, float(np.linalg.norm(away[:3, :3] @ corners + away[:3, 3:], axis=0).max())
+
+
+def check_entries(
+    entries: Sequence[Mapping[str, Any]],
+    with_labels: bool = True,
+    names: Mapping[int, str] | None = None,
+    known: Mapping[str, str] | None = None,
+    num_workers: int | None = None,
+) -> list[Finding]:
+    """Check scans, with their labels where they have one, in parallel; one finding for each bad one.
+
+    Besides each file and pair, no two entries may have one case name, whose results would share a folder, or the same
+    voxels.
+
+    Args:
+        entries: ``[{"image": path, "label": path}, …]``.
+        with_labels: whether to check labels.
+        names: names of label values, see :func:`check_label_file`.
+        known: digests of scans with which entries must not coincide, with what to call them.
+        num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
+    """
+
+    def check(entry: Mapping[str, Any]) -> Fingerprint | str:
+        try:
+            scan = read_fingerprint(entry[IMAGE])
+            if with_labels and entry.get(LABEL) is not None:
+                check_label_file(entry[LABEL], entry[IMAGE], names)
+            return scan
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())
+
+    with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(check, entries))
+    findings = []
+    digests = dict(known or {})
+    cases: dict[str, str] = {}
+    for index, (entry, result) in enumerate(zip(entries, results)):
+        path = os.fspath(entry[IMAGE])
+        case = same_name(path)
+        if isinstance(result, str):
+            findings.append(Finding(result, index))
+        elif case in cases or case.strip(".") == "":
+            other = f"the case name of {cases[case]}" if case in cases else "no name besides its suffix"
+            findings.append(Finding(f"{path}: has {other}, results need one of their own; rename it", index))
+        elif result.digest in digests:
+            line = f"{path}: holds the same voxels as {digests[result.digest]}; remove one of them"
+            findings.append(Finding(line, index))
+        else:
+            cases[case] = digests[result.digest] = path
+    return findings
+
+
+def same_name(path: str | os.PathLike) -> str:
+    """The case name of a file in the form in which file systems without letter case compare names."""
+    return unicodedata.normalize("NFC", case_name(path)).casefold()
+
+
+def check_folder(dataset_dir: str | os.PathLike) -> list[Finding]:
+    """Check the names of a data set's folders and files against its layout; no scan is opened.
+
+    Raises:
+        ValueError: if ``dataset.json`` is broken.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        return []
+    lines = []
+    expected = {name.lower(): name for pair in FOLDERS.items() for name in pair}
+    for item in sorted(root.iterdir()):
+        wanted = expected.get(item.name.lower())
+        if item.is_dir() and wanted is not None and item.name != wanted:
+            lines.append(f"{item}: is not read, the folder's name must be {wanted}; rename it")
+    for images, labels in FOLDERS.items():
+        named = {}
+        for item in _files(root / images, lines):
+            if same_name(item) in named:
+                other = named[same_name(item)]
+                lines.append(f"{item}: differs from {other} in letter case or suffix alone; rename one of them")
+            named[same_name(item)] = item.name
+        for item in _files(root / labels, lines):
+            image = named.get(same_name(item))
+            if image is None:
+                lines.append(f"{item}: is a label without an image in {images}; add the image or remove the label")
+            elif image != item.name:
+                lines.append(f"{item}: is not read, its image is {image}; give it exactly this name")
+    label_names(root)
+    return [Finding(line) for line in [*lines, *_listed(root)]]
+
+
+def _files(folder: Path, lines: list[str]) -> list[Path]:
+    """NIfTI files of a folder; lines about what is none."""
+    found = []
+    for item in sorted(folder.iterdir()) if folder.is_dir() else []:
+        name = item.name.lower()
+        if item.name.startswith("."):
+            continue
+        if item.name.endswith(SUFFIXES):
+            found.append(item)
+        elif name.endswith(SUFFIXES):
+            lines.append(f"{item}: is not read, its suffix must be in lower case; rename it")
+        elif name.endswith(OTHER_FORMATS):
+            lines.append(f"{item}: is not read, only NIfTI is; convert it with `python -m scripts.prepare folder`")
+    return found
+
+
+def _listed(root: Path) -> list[str]:
+    """Lines about the files that ``dataset.json`` lists. What counts are the folders; the list is never followed."""
+    file = root / "dataset.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lines = []
+    for item in [*(content.get("training") or []), *(content.get("test") or [])]:
+        for path in item.values() if isinstance(item, dict) else [item]:
+            target = Path(os.path.normpath(root / str(path)))
+            if root not in target.parents and Path(os.path.normpath(root)) not in target.parents:
+                lines.append(f"{file}: lists {path}, which lies outside of the data set and is not read; remove it")
+            elif not target.exists():
+                lines.append(f"{file}: lists {path}, which is not there; copy the file or remove it from the list")
+    return lines
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,179 @@
+"""Cases that an earlier run of the same settings finished: an interrupted inference goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Mapping, MutableSequence, Sequence
+from enum import Enum
+from functools import lru_cache, partial
+from importlib import metadata
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from ..atomic import write_json
+from ..keys import IMAGE, LABEL
+from .datalist import case_name
+from .datastore import Datastore
+from .support import resolve_support
+
+RECORD = ".finished.json"  # in a case's folder; written last, so that its presence means finished
+PACKAGES = ("monai", "nibabel", "numpy", "scipy", "torch")
+
+
+class FinishedCases:
+    """Leaves out the cases whose results are there and would come out the same, and records those that get finished.
+
+    A case is finished if its record has the key that it would get now and its results are still there. The key changes
+    with the query's files, the weights, the support, every setting of the given objects, the bundle's code and the
+    versions of what it runs on. A query of a MONAI Label studies folder, whose finished labels may be its support, is
+    always segmented again.
+
+    Args:
+        output_dir: folder of the results, one folder a case.
+        settings: objects and values that decide about the results: network, preprocessing, inferer, …
+        weights: file with the network's weights.
+        support: ``[{"image": path, "label": path}, …]``.
+        dataset_dir: folder to which paths of the support may be relative.
+        table: CSV file with a column ``case`` that must list a case for it to count as finished; ``None`` for none.
+        resume: ``False`` segments every case.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        settings: Mapping[str, Any],
+        weights: str | os.PathLike,
+        support: Sequence[Mapping[str, Any]],
+        dataset_dir: str | os.PathLike | None = None,
+        table: str | os.PathLike | None = None,
+        resume: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.settings = dict(settings)
+        self.weights = weights
+        self.support = list(support)
+        self.dataset_dir = dataset_dir
+        self.table = Path(table) if table else None
+        self.resume = resume
+        self.cases: list[str] = []
+        self._keys: dict[str, str] = {}
+
+    def leave_out(self, entries: MutableSequence[Mapping[str, Any]]) -> None:
+        """Take finished cases out of ``[{"image": path}, …]``; their names are in ``cases`` then."""
+        shared = self._shared_key()
+        listed = self._listed()
+        self.cases, kept = [], []
+        for entry in entries:
+            case = case_name(entry[IMAGE])
+            states = [_state(entry[key]) for key in (IMAGE, LABEL) if entry.get(key) is not None]
+            self._keys[case] = hashlib.sha1(f"{shared}{states}".encode()).hexdigest()
+            done = self.resume and Datastore.find(entry[IMAGE]) is None and self._is_finished(case)
+            if done and (listed is None or case in listed):
+                self.cases.append(case)
+            else:
+                (self.output_dir / case / RECORD).unlink(missing_ok=True)
+                kept.append(entry)
+        entries[:] = kept
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an evaluator, after every handler that writes a case's results."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
+
+    def record(self, engine: Engine) -> None:
+        """Record the cases of an iteration as finished."""
+        for item in engine.state.batch:
+            case = case_name(str(item[IMAGE].meta["filename_or_obj"]))
+            folder = self.output_dir / case
+            if case in self._keys and folder.is_dir():
+                files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+                write_json(folder / RECORD, {"key": self._keys[case], "files": files})
+
+    def _is_finished(self, case: str) -> bool:
+        folder = self.output_dir / case
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return record["key"] == self._keys[case] and all((folder / name).is_file() for name in record["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _listed(self) -> set[str] | None:
+        if self.table is None:
+            return None
+        if not self.table.is_file():
+            return set()
+        with open(self.table, newline="", encoding="utf-8") as file:
+            return {row["case"] for row in csv.DictReader(file)}
+
+    def _shared_key(self) -> str:
+        """What all cases have in common."""
+        support = [
+            [_state(entry[IMAGE]), _state(entry[LABEL]), describe(dict(entry))]
+            for entry in resolve_support(self.support, self.dataset_dir)
+        ]
+        versions = [metadata.version(name) for name in PACKAGES]
+        parts = [describe(self.settings), _state(self.weights), support, versions, code_digest()]
+        return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _state(path: str | os.PathLike) -> list[Any]:
+    """What changes when a file does: its name, size in bytes and time of change in ns."""
+    status = os.stat(path)
+    return [os.path.basename(path), status.st_size, status.st_mtime_ns]
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Changes with the code of this package, whose results may change with it."""
+    digest = hashlib.sha1()
+    root = Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
+    """Plain nested values that change with what an object does: its class and public attributes, all the way down.
+
+    Weights are left out, and so is what has no attributes, such as locks and random generators.
+    """
+    if item is None or isinstance(item, (bool, int, float, str)):
+        return item
+    if id(item) in above:
+        return "above"
+    above = (*above, id(item))
+    if isinstance(item, Mapping):
+        return {str(key): describe(value, above) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [describe(value, above) for value in item]
+    if isinstance(item, (set, frozenset)):
+        return sorted(str(value) for value in item)
+    if isinstance(item, (np.ndarray, np.generic)):
+        return [str(item.dtype), np.asarray(item).tolist()]
+    if isinstance(item, torch.Tensor):
+        return [str(item.dtype), item.tolist()]
+    if isinstance(item, MethodType):
+        return [item.__func__.__qualname__, describe(item.__self__, above)]
+    if isinstance(item, FunctionType):
+        code = item.__code__
+        values = [value for value in code.co_consts if value is None or isinstance(value, (bool, int, float, str))]
+        return [item.__qualname__, code.co_code.hex(), list(code.co_names), values]
+    if isinstance(item, partial):
+        return [describe(item.func, above), describe(item.args, above), describe(item.keywords, above)]
+    if isinstance(item, (type, Enum, os.PathLike, torch.dtype, torch.device, np.dtype)):
+        return str(item)
+    name = f"{type(item).__module__}.{type(item).__qualname__}"
+    if isinstance(item, torch.jit.ScriptModule):
+        return name  # all of it is in the file of its weights
+    public = {key: value for key, value in getattr(item, "__dict__", {}).items() if not key.startswith("_")}
+    public.pop("training", None)
+    if isinstance(item, torch.nn.Module):
+        public |= dict(item.named_children())
+    return [name, {key: describe(value, above) for key, value in sorted(public.items())}]
