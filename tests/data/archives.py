@@ -38,7 +38,7 @@ def write_series(
         meta.MediaStorageSOPInstanceUID = generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         path = folder / (names[k] if names else f"IMG-0002-{k + 1:05d}.dcm")
-        data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False)
         data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         data.SeriesInstanceUID = series if isinstance(series, str) else series[k]
         data.Modality = modality
