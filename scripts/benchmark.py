@@ -19,6 +19,8 @@ from typing import Any
 
 import fire
 
+from bundle.atomic import replacing, write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -90,12 +92,13 @@ def accuracy(
         folder = root / run.name
         trained = folder / "models" / "model_final.pt"
         shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol}
-        if weights is None and not (folder / "trained").is_file():
+        # the state goes as the very last step of a training, after its final weights were written
+        complete = trained.is_file() and not (folder / "training_state.pt").is_file()
+        if weights is None and not complete:
             training = {**shared, "seed": run.seed, "output_dir": str(folder), "ckpt_dir": str(trained.parent)}
             training["cache_dir"] = str(Path(output_dir) / "superpixels")
             training["exclude_labels"] = list(run.group)
             _bundle_run(["configs/train.json", "configs/fold.json", *config], training, folder / "train.log", threads)
-            (folder / "trained").touch()
         if not (folder / protocol / "summary.json").is_file():
             evaluation = {**shared, "setting": setting, "output_dir": str(folder / protocol)}
             evaluation["ckpt_path"] = str(weights or trained)
@@ -108,7 +111,7 @@ def accuracy(
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, todo))
     table = _table(root, todo, protocol, setting)
-    (root / f"{protocol}.md").write_text(table + "\n")
+    write_text(root / f"{protocol}.md", table + "\n")
     return table
 
 
@@ -147,7 +150,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
     for scores in rows.values():
         scores["mean"] = statistics.fmean(scores[name] for name in names)
     names.append("mean")
-    with open(root / f"{protocol}.csv", "w", newline="") as file:
+    with replacing(root / f"{protocol}.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", "seed", *names])
         writer.writerows([fold, seed, *(f"{scores[n]:.2f}" for n in names)] for (fold, seed), scores in rows.items())
