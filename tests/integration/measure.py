@@ -11,9 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import fire
@@ -71,45 +70,51 @@ def renumber(label: Path, dst: Path, table: Sequence[int]) -> None:
     nib.save(nib.Nifti1Image(values, stored.affine), dst)
 
 
-@contextmanager
-def stopwatch() -> Iterator[Callable[[], float]]:
-    """Seconds since the block began."""
+def stopwatch() -> Callable[[], float]:
+    """A function that tells the seconds since now."""
     start = time.monotonic()
-    yield lambda: time.monotonic() - start
+    return lambda: time.monotonic() - start
 
 
 def bundle(*arguments: str | Path) -> float:
     """Run ``python -m monai.bundle`` in the bundle's folder; the seconds that it took."""
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "MONAI_LABEL_STUDIES": ""}
-    with stopwatch() as seconds:
-        command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(done.stderr[-3000:])
-        return seconds()
+    seconds = stopwatch()
+    command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-3000:])
+    return seconds()
 
 
-def exports(data: Path, out: Path, support: str, query: str) -> Path:
-    """Segment a scan by each form of the network; the command line's label map."""
-    print("| network | export | inference | Dice | other voxels |\n|---|---|---|---|---|")
-    truth = data / "labelsTr" / f"{query}.nii.gz"
+def segment(
+    data: Path, out: Path, support: str, query: str, configs: Sequence[str], *options: str | Path
+) -> tuple[Path, float]:
+    """Segment a scan on the command line: its label map and the seconds."""
     entry = {key: f"{key}sTr/{support}.nii.gz" for key in ("image", "label")}
-    reference = out / "model.pt" / query / f"{query}_seg.nii.gz"
+    seconds = bundle(
+        *("run", "--config_file", str(configs), "--dataset_dir", data, "--output_dir", out),
+        *("--support", str([entry]), "--datalist", str([{"image": str(data / "imagesTr" / f"{query}.nii.gz")}])),
+        *options,
+    )
+    return out / query / f"{query}_seg.nii.gz", seconds
+
+
+def exports(data: Path, out: Path, support: str, query: str) -> None:
+    """Segment a scan by each form of the network."""
+    print("| network | export | inference | Dice | other voxels |\n|---|---|---|---|---|")
+    truth, reference = data / "labelsTr" / f"{query}.nii.gz", None
+    single = ("--precision", "float32")
     for name, (file, exporter, configs) in EXPORTS.items():
-        folder, exported = out / name, ""
-        weights = out / file if exporter else WEIGHTS
+        exported, weights = "", WEIGHTS
         if exporter:
-            given = ["--ckpt_file", WEIGHTS, "--meta_file", "configs/metadata.json", "--precision", "float32"]
-            exported = f"{bundle(*exporter, '--filepath', weights, *given):.0f} s"
-        seconds = bundle(
-            *("run", "--config_file", str(configs), "--dataset_dir", data, "--output_dir", folder),
-            *("--ckpt_path", weights, "--precision", "float32", "--support", str([entry])),
-            *("--datalist", str([{"image": str(data / "imagesTr" / f"{query}.nii.gz")}])),
-        )
-        found = folder / query / f"{query}_seg.nii.gz"
+            weights = out / file
+            given = ("--filepath", weights, "--ckpt_file", WEIGHTS, "--meta_file", "configs/metadata.json")
+            exported = f"{bundle(*exporter, *given, *single):.0f} s"
+        found, seconds = segment(data, out / name, support, query, configs, "--ckpt_path", weights, *single)
+        reference = reference or found
         other = int((read(found) != read(reference)).sum())
         print(f"| {name} | {exported} | {seconds:.0f} s | {mean_dice(found, truth):.2f} | {other} |", flush=True)
-    return reference
 
 
 def rounds(
@@ -118,18 +123,16 @@ def rounds(
     """Segment scans one by one: their files, their Dice, and the seconds of a scan."""
     out.mkdir()
     files = {query: out / f"{query}.nii.gz" for query in queries}
-    with stopwatch() as seconds:
-        for query, file in files.items():
-            status, answer = client.infer(query, file)
-            if status != 200:
-                raise RuntimeError(answer)
-        each = seconds() / len(files)
+    seconds = stopwatch()
+    for query, file in files.items():
+        status, answer = client.infer(query, file)
+        if status != 200:
+            raise RuntimeError(answer)
+    each = seconds() / len(files)
     return files, {query: mean_dice(file, labels / file.name) for query, file in files.items()}, each
 
 
-def server(
-    data: Path, out: Path, supports: Sequence[str], queries: Sequence[str], reference: Path, epochs: int
-) -> None:
+def server(data: Path, out: Path, supports: Sequence[str], queries: Sequence[str], epochs: int) -> None:
     """Annotate one scan on a server, then a second, then train."""
     labels, names = data / "labelsTr", list(label_names(data).values())
     studies = out / "studies"
@@ -139,25 +142,28 @@ def server(
     environment = subprocess.run([ROOT / "scripts" / "monailabel_env.sh"], check=True, capture_output=True, text=True)
     python = Path(environment.stdout.split()[-1])
     app = make_app(python, out / "app", WEIGHTS, {"epoch_length": 16, "val_length": 8})
-    with stopwatch() as seconds, serve(python, app, studies, out / "server.log") as client:
+    seconds = stopwatch()
+    with serve(python, app, studies, out / "server.log") as client:
         print(f"\nMONAI Label: start {seconds():.0f} s")
         client.finish(supports[0], labels / f"{supports[0]}.nii.gz", names)
-        with stopwatch() as seconds:
-            client.infer(queries[0])
-            print(f"first request {seconds():.0f} s", end=", ")
+        seconds = stopwatch()
+        client.infer(queries[0])
+        print(f"first request {seconds():.0f} s", end=", ")
         one, first, each = rounds(client, queries, out / "one", labels)
         print(f"next {each:.1f} s a scan")
-        cli = mean_dice(reference, labels / f"{queries[0]}.nii.gz")
-        print(f"{queries[0]}: server {first[queries[0]]:.2f}, command line {cli:.2f}", flush=True)
+        file, took = segment(data, out / "command_line", supports[0], queries[0], [INFERENCE])
+        dice = mean_dice(file, labels / f"{queries[0]}.nii.gz")
+        print(f"{queries[0]}: server {first[queries[0]]:.2f}, command line {dice:.2f} in {took:.0f} s", flush=True)
 
-        with stopwatch() as seconds, ThreadPoolExecutor(3) as pool:
+        seconds = stopwatch()
+        with ThreadPoolExecutor(3) as pool:
             together = {query: out / f"{query}_together.nii.gz" for query in queries[:3]}
             list(pool.map(lambda query: client.infer(query, together[query]), together))
             same = [np.array_equal(read(file), read(one[query])) for query, file in together.items()]
             print(f"three requests at once: {seconds():.0f} s, {sum(same)} of {len(same)} equal the serial ones")
-        with stopwatch() as seconds:
-            client.batch(workers=2)
-            took = seconds()
+        seconds = stopwatch()
+        client.batch(workers=2)
+        took = seconds()
         batch = [studies / "labels" / "original" / file.name for file in one.values()]
         same = [np.array_equal(read(a), read(b)) for a, b in zip(batch, one.values())]
         print(f"batch of {len(queries) + 1}, two workers: {took:.0f} s, {sum(same)} of {len(same)} equal", flush=True)
@@ -167,15 +173,17 @@ def server(
         client.finish(supports[1], out / "renumbered.nii.gz", names, values[1:])
         _, second, each = rounds(client, queries, out / "two", labels)
         print(f"two labels: {each:.1f} s a scan")
-        with stopwatch() as seconds:
-            client.train(epochs)
-            print(f"training, {epochs} epoch of 16 episodes on {len(queries) + 2} scans: {seconds():.0f} s", flush=True)
-        _, third, _ = rounds(client, queries, out / "trained", labels)
+        seconds = stopwatch()
+        client.train(epochs)
+        print(f"training, {epochs} epoch of 16 episodes on {len(queries) + 2} scans: {seconds():.0f} s", flush=True)
+        _, third, _ = rounds(client, queries[:3], out / "trained", labels)
     print("\n| query | one label | two labels | gain | after training |\n|---|---|---|---|---|")
-    rows = [*((query, first[query], second[query], third[query]) for query in queries)]
-    rows.append(("mean", *(float(np.mean(list(scores.values()))) for scores in (first, second, third))))
-    for query, a, b, c in rows:
-        print(f"| {query} | {a:.1f} | {b:.1f} | {b - a:+.1f} | {c:.1f} |")
+    for query in queries:
+        after = f"{third[query]:.1f}" if query in third else ""
+        gain = second[query] - first[query]
+        print(f"| {query} | {first[query]:.1f} | {second[query]:.1f} | {gain:+.1f} | {after} |")
+    one_label, two_labels = (float(np.mean(list(scores.values()))) for scores in (first, second))
+    print(f"| mean | {one_label:.1f} | {two_labels:.1f} | {two_labels - one_label:+.1f} | |")
 
 
 def measure(
@@ -198,8 +206,8 @@ def measure(
     cases = [path.name.removesuffix(".nii.gz") for path in sorted((data / "labelsTr").glob("*.nii.gz"))]
     chosen = [c for c in cases if c not in supports][:queries] if isinstance(queries, int) else list(queries)
     out.mkdir(parents=True)
-    reference = exports(data, out, supports[0], chosen[0])
-    server(data, out, supports, chosen, reference, epochs)
+    exports(data, out, supports[0], chosen[0])
+    server(data, out, supports, chosen, epochs)
 
 
 if __name__ == "__main__":
