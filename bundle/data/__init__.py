@@ -1,10 +1,12 @@
 """Data: lists of files, episodes for training, the support, the protocols."""
 
+from .bank import SliceBank
 from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
-from .episodes import EpisodeDataset, EpisodeSampler, PrepareEpisodes
+from .episodes import EpisodeDataset, EpisodeSampler
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .finished import FinishedCases
 from .preflight import check_run, check_training
+from .prepare_episodes import PrepareEpisodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 from .support import SupportScan, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
@@ -16,6 +18,7 @@ __all__ = [
     "FinishedCases",
     "PrepareEpisodes",
     "Protocol",
+    "SliceBank",
     "SupportScan",
     "VolumeWriter",
     "case_name",

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..errors import root_cause
-from ..keys import IMAGE, LABEL, SUPERPIXELS, SUPPORT_IMAGE, SUPPORT_LABEL
-from ..transforms.episode import apply_drawn_views
+from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
 from ..transforms.pseudo_label import candidates
 from .datalist import held_out, list_images
 
@@ -34,7 +33,8 @@ class EpisodeDataset(Dataset):
         data: ``[{"image": path, "label": path}, …]``. Labels are read only for ``exclude_labels``.
         transform: deterministic transform of such an entry to ``image`` ``(1, H, W, D)`` and ``superpixels``
             ``(L, H, W, D)``; ``H`` and ``W`` are the same for all scans.
-        episode: random transform of one slice ``{"image": (1, H, W), "superpixels": (L, H, W)}`` to an episode.
+        episode: random transform of one slice ``{"image": (1, H, W), "superpixels": (L, H, W)}`` to an episode. If it
+            draws lazily, a sample holds the number of the slice and what was drawn, and no image.
         epoch_length: episodes an epoch.
         seed: seed of all draws.
         min_area_px: slices without a superpixel of this area are left out.
@@ -76,6 +76,7 @@ class EpisodeDataset(Dataset):
         self.progress = progress
         self._images: torch.Tensor | None = None
         self._superpixels: torch.Tensor | None = None
+        self._candidates: list[list[np.ndarray]] = []
 
     def __len__(self) -> int:
         return self.epoch_length
@@ -106,20 +107,21 @@ class EpisodeDataset(Dataset):
                 if self.progress and has_tqdm:
                     scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
                 parts = list(scans)
-            sizes = {tuple(images.shape[1:]) for images, _ in parts}
+            sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:
                 raise ValueError(f"slices must be of one size after preprocessing, got {sorted(sizes)}")
-            images, superpixels = (torch.cat(part) for part in zip(*parts))
+            images, superpixels = (torch.cat([part[i] for part in parts]) for i in range(2))
             if len(images) == 0:
                 raise ValueError(
                     f"no usable slice in {len(entries)} scans: none has a superpixel of {self.min_area_px} pixels"
                     + (f" outside the labels {list(self.exclude_labels)}" if self.exclude_labels else "")
                     + "; look at them with `python -m scripts.preview superpixels`"
                 )
+            self._candidates = [ids for part in parts for ids in part[2]]
             self._images, self._superpixels = images, superpixels
         return self._images, self._superpixels
 
-    def _read(self, entry: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, entry: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[list[np.ndarray]]]:
         wanted = {k: v for k, v in entry.items() if k == IMAGE or (k == LABEL and self.exclude_labels)}
         if self.exclude_labels and LABEL not in wanted:
             raise ValueError(f"{entry[IMAGE]}: exclude_labels needs a label of every training image, this one has none")
@@ -132,9 +134,9 @@ class EpisodeDataset(Dataset):
             raise
         check_volume(scan[IMAGE], str(entry[IMAGE]))
         maps = np.asarray(torch.as_tensor(scan[SUPERPIXELS]))
-        usable = [
-            any(len(candidates(level, self.min_area_px)) for level in maps[..., z]) for z in range(maps.shape[-1])
-        ]
+        maps = np.ascontiguousarray(np.moveaxis(maps, -1, 0), np.int16)  # (D, L, H, W)
+        eligible = [[candidates(level, self.min_area_px) for level in levels] for levels in maps]
+        usable = [any(len(ids) for ids in levels) for levels in eligible]
         if self.exclude_labels:
             excluded = np.isin(np.asarray(torch.as_tensor(scan[LABEL])), self.exclude_labels)
             shown = np.asarray(excluded.any(axis=(0, 1, 2)))
@@ -142,16 +144,19 @@ class EpisodeDataset(Dataset):
         keep = np.flatnonzero(usable)
         image = torch.as_tensor(scan[IMAGE]).as_subclass(torch.Tensor)
         image = image.movedim(-1, 0)[keep].float().contiguous()
-        return image, torch.from_numpy(np.moveaxis(maps, -1, 0)[keep].astype(np.int16))
+        return image, torch.from_numpy(maps[keep]), [eligible[z] for z in keep]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         images, superpixels = self.slices()
         draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, index])))
         chosen = draw.randint(len(images))
         self.episode.set_random_state(seed=draw.randint(2**31))
-        made = dict(self.episode({IMAGE: images[chosen], SUPERPIXELS: superpixels[chosen]}))
-        made.pop(SUPERPIXELS)
-        return made
+        known = {SUPERPIXELS: superpixels[chosen], CANDIDATES: self._candidates[chosen]}
+        made = dict(self.episode({IMAGE: images[chosen], **known}))
+        if DRAWN in made:  # parameters alone: a bank has the slice
+            made.pop(IMAGE)
+            made[SLICE] = torch.tensor(chosen)
+        return {key: value for key, value in made.items() if key not in known}
 
 
 class EpisodeSampler(DistributedSampler):
@@ -174,43 +179,3 @@ class EpisodeSampler(DistributedSampler):
         length = len(self.dataset)
         first = (max(self.epoch, 1) - 1) * length
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
-
-
-class PrepareEpisodes:
-    """Batch of samples of :class:`RandEpisoded` to what the network and the loss take, on the engine's device.
-
-    Views that the samples bring as parameters are applied here, to the whole batch at once.
-
-    Args:
-        num_ways: classes of an episode, as many as superpixels are drawn. One superpixel makes the paper's one-way
-            episode, whose target also holds the support's mask, for the alignment term; several compete as ways on
-            shared images, and the target is the query's label map alone.
-    """
-
-    def __init__(self, num_ways: int = 1) -> None:
-        self.num_ways = num_ways
-
-    def __call__(
-        self,
-        batchdata: Mapping[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
-        """Query images ``(B, C, H, W)``, target ``(B, 1 or 2, H, W)``, and the support by keyword.
-
-        ``support_image`` is ``(B, 1, 1, C, H, W)``, ``support_label`` ``(B, num_ways, 1, H, W)``.
-        """
-
-        def send(item: Any) -> Any:
-            if isinstance(item, Mapping):
-                return {key: send(value) for key, value in item.items()}
-            return item.to(device=device, non_blocking=non_blocking, **kwargs)
-
-        batch = apply_drawn_views({key: send(value) for key, value in batchdata.items()})
-        label, support_label = batch[LABEL].float(), batch[SUPPORT_LABEL]
-        ways = torch.arange(1, self.num_ways + 1, device=label.device).view(1, -1, 1, 1)
-        masks = support_label.to(torch.uint8).contiguous() == ways  # (B, num_ways, H, W)
-        target = torch.cat([label, masks.float()], dim=1) if self.num_ways == 1 else label
-        support = {SUPPORT_IMAGE: batch[SUPPORT_IMAGE][:, None, None], SUPPORT_LABEL: masks[:, :, None]}
-        return batch[IMAGE], target, (), support

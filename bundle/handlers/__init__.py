@@ -1,8 +1,10 @@
 """Handlers of MONAI's engines."""
 
 from .case_quality import CaseQuality
+from .device_memory import DeviceMemory
 from .episode_pictures import EpisodePictures
 from .evaluation_report import EvaluationReport
+from .list_output import ListOutput
 from .loss_guard import LossGuard
 from .overlay import OverlaySaver
 from .run_record import RunRecord
@@ -13,8 +15,10 @@ from .weights_saver import WeightsSaver
 
 __all__ = [
     "CaseQuality",
+    "DeviceMemory",
     "EpisodePictures",
     "EvaluationReport",
+    "ListOutput",
     "LossGuard",
     "MLFlowPictures",
     "OneCycle",

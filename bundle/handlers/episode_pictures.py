@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from ignite.engine import Engine, Events
 
 from ..keys import PRED
@@ -20,9 +18,8 @@ if TYPE_CHECKING:
 class EpisodePictures:
     """Draws the last batch of every ``interval``-th epoch for TensorBoard: support, query, true mask, prediction.
 
-    Fits a trainer whose ``prepare_batch`` is deterministic, whether it takes its batches apart or not. After every
-    epoch it brings what the other handlers wrote to the disk too, which MONAI's handler of scalars does not do for a
-    trainer.
+    Fits a trainer with ``decollate=False`` whose ``prepare_batch`` is deterministic. After every epoch it brings what
+    the other handlers wrote to the disk too, which MONAI's handler of scalars does not do for a trainer.
 
     Args:
         summary_writer: TensorBoard writer that handlers share.
@@ -58,22 +55,10 @@ class EpisodePictures:
         """Draw the batch that the engine holds, on the first process alone."""
         if getattr(engine.state, "rank", 0) != 0:
             return
-        prepared = engine.prepare_batch(_collated(engine.state.batch), engine.state.device)
-        episodes = episode_planes(prepared, _collated(engine.state.output)[PRED], self.count)
+        prepared = engine.prepare_batch(engine.state.batch, engine.state.device)
+        output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
+        episodes = episode_planes(prepared, output[PRED], self.count)
         figure = episode_figure(episodes, f"{self.tag}, epoch {engine.state.epoch}")
         self.writer.add_image(self.tag, figure_array(figure), engine.state.epoch, dataformats="HWC")
         if self.output_dir is not None:
             save_figure(figure, self.output_dir / f"{self.tag}_{engine.state.epoch:04d}.png")
-
-
-def _collated(batch: Any) -> Any:
-    """A batch that the engine took apart, put together again; numbers are single precision, as they were."""
-    if not isinstance(batch, list):
-        return batch
-    return {key: _stacked([item[key] for item in batch]) for key in batch[0]}
-
-
-def _stacked(values: list[Any]) -> Any:
-    if isinstance(values[0], Mapping):
-        return {key: _stacked([value[key] for value in values]) for key in values[0]}
-    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values, dtype=torch.float32)

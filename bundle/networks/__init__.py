@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .acceleration import compile_arguments
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
 from .onnx import EncoderOnly, OnnxEncoder, with_onnx_encoder
@@ -16,6 +17,7 @@ __all__ = [
     "OnnxEncoder",
     "ResNetEncoder",
     "TinyEncoder",
+    "compile_arguments",
     "fast_precision",
     "check_weights",
     "load_weights",

@@ -253,13 +253,13 @@ class RandEpisoded(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Replace the slice by the query's view and add the support's; or add the parameters of both."""
         out: dict[Hashable, Any] = dict(data)
-        image, masks = (data[key] for key in self.keys)
         if self.lazy:
             for name, view in self.views.items():
                 if view is not None:
-                    view.randomize(image.shape[-2:])
+                    view.randomize(out[self.keys[0]].shape[-2:])
                     out[name] = {key: torch.as_tensor(value) for key, value in view.parameters.items()}
             return out
+        image, masks = (data[key] for key in self.keys)
         for (image_key, label_key), view in zip(_VIEW_KEYS.values(), self.views.values()):
             seen, seen_masks = view(image, masks) if view is not None else (image, masks)
             out[image_key], out[label_key] = torch.as_tensor(seen).float(), torch.as_tensor(seen_masks)

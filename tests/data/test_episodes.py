@@ -6,7 +6,7 @@ import torch
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
-from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes
+from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes, SliceBank
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
 
@@ -33,8 +33,9 @@ def scan(entry):
     return {**out, "label": label} if "label" in entry else out
 
 
-def chain(**arguments):
-    return Compose([RandPseudoLabeld(min_area_px=20), RandEpisoded(RandView(), RandView(), **arguments)])
+def chain(lazy=False, ways=1):
+    draw = RandPseudoLabeld(num_draws=ways, min_area_px=20, lazy=lazy)
+    return Compose([draw, RandEpisoded(RandView(), RandView(), lazy=lazy)])
 
 
 def dataset(scans=3, labels=True, **arguments):
@@ -129,7 +130,7 @@ def test_workers_do_not_change_the_episodes(lazy):
         sampler = EpisodeSampler(made)
         sampler.set_epoch(2)
         loader = DataLoader(made, batch_size=4, sampler=sampler, num_workers=workers)
-        batches[workers] = [PrepareEpisodes()(batch) for batch in loader]
+        batches[workers] = [PrepareEpisodes(bank=SliceBank(made))(batch) for batch in loader]
     assert len(batches[0]) == len(batches[2]) == 3
     for a, b in zip(batches[0], batches[2]):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
@@ -188,11 +189,9 @@ def test_unusable_data_are_named():
 @pytest.mark.parametrize("ways", [1, 3])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_batch_fits_the_network_and_says_what_it_has_to_find(ways, lazy):
-    episode = Compose(
-        [RandPseudoLabeld(num_draws=ways, min_area_px=20), RandEpisoded(RandView(), RandView(), lazy=lazy)]
-    )
-    batch = next(iter(DataLoader(dataset(episode=episode), batch_size=4)))
-    image, target, args, support = PrepareEpisodes(ways)(batch, device="cpu")
+    made = dataset(episode=chain(lazy, ways))
+    batch = next(iter(DataLoader(made, batch_size=4)))
+    image, target, args, support = PrepareEpisodes(ways, SliceBank(made))(batch, device="cpu")
     assert image.shape == (4, 1, 16, 16)
     assert args == ()
     assert support["support_image"].shape == (4, 1, 1, 1, 16, 16)

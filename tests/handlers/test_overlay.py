@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor, list_data_collate
-from monai.transforms import Decollated
+from monai.data import MetaTensor
 
-from bundle.data import PrepareEpisodes
 from bundle.data.phantom import make_phantom
-from bundle.handlers import EpisodePictures, OverlaySaver, RunRecord
+from bundle.handlers import EpisodePictures, ListOutput, OverlaySaver, RunRecord
 from bundle.handlers.run_record import quote
-from bundle.transforms import RandEpisoded, RandView
 
 
 @pytest.fixture
@@ -84,6 +81,7 @@ def test_pictures_every_few_epochs(interval, expected):
     image = torch.rand(1, 1, 16, 16)
     support = {"support_image": image[:, None, None], "support_label": masks}
     engine = Engine(lambda _, item: {"pred": torch.rand(1, 2, 8, 8)})
+    ListOutput().attach(engine)
     engine.prepare_batch = lambda batch, device: (image, masks[:, 0], (), support)
     engine.state.device = "cpu"
     EpisodePictures(writer, interval).attach(engine)
@@ -93,22 +91,3 @@ def test_pictures_every_few_epochs(interval, expected):
     assert all(np.prod(shape) > 1000 and shape[2] == 3 for _, shape, _ in written)
     with pytest.raises(ValueError, match="interval must be"):
         EpisodePictures(writer, -1)
-
-
-def test_pictures_of_a_batch_taken_apart():
-    label = torch.zeros(2, 1, 16, 16)
-    label[:, :, 4:9, 4:9] = 1
-    label[1, :, 10:14, 2:8] = 2
-    view = RandView(rotation_deg=20, gamma=(0.5, 2.0))
-    view.set_random_state(seed=0)
-    draw = RandEpisoded(view, view, lazy=True)
-    torch.manual_seed(0)
-    samples = [draw({"image": torch.rand(1, 16, 16), "pseudo_label": row}) for row in label]
-    batch, output = list_data_collate(samples), {"pred": torch.rand(2, 3, 8, 8), "loss": torch.tensor(1.5)}
-    apart = Decollated(keys=None)
-    pictures = []
-    for held_batch, held_output in [(batch, output), (apart(batch), apart(output))]:
-        state = SimpleNamespace(batch=held_batch, output=held_output, device="cpu", epoch=1)
-        writer = SimpleNamespace(add_image=lambda tag, picture, step, dataformats: pictures.append(picture))
-        EpisodePictures(writer).write(SimpleNamespace(state=state, prepare_batch=PrepareEpisodes(num_ways=2)))
-    np.testing.assert_array_equal(pictures[1], pictures[0])

@@ -1,0 +1,50 @@
+"""Compilation and CUDA graphs where they work, and plain execution with a word about it where they do not."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+
+def compile_arguments(compile: bool, cuda_graphs: bool, device: str | torch.device) -> dict[str, Any]:
+    """Arguments ``compile`` and ``compile_kwargs`` of MONAI's engines.
+
+    Whether a compiler works here is tried on a small function, which takes a few seconds.
+
+    Args:
+        compile: generate code with ``torch.compile``.
+        cuda_graphs: replay each step's kernels as CUDA graphs, which saves the time of starting them one by one.
+        device: where the network runs.
+    """
+    device = torch.device(device)
+    if cuda_graphs and device.type != "cuda":
+        _log("CUDA graphs", f"they need a CUDA device, this is {device}")
+        cuda_graphs = False
+    if compile:
+        kwargs = {"mode": "reduce-overhead"} if cuda_graphs else {}
+        problem = _problem(device, kwargs)
+        if problem is None:
+            return {"compile": True, "compile_kwargs": kwargs}
+        _log("torch.compile", problem)
+    if cuda_graphs:
+        kwargs = {"backend": "cudagraphs"}  # the kernels as they are, recorded
+        problem = _problem(device, kwargs)
+        if problem is None:
+            return {"compile": True, "compile_kwargs": kwargs}
+        _log("CUDA graphs", problem)
+    return {"compile": False, "compile_kwargs": None}
+
+
+def _problem(device: torch.device, kwargs: dict[str, Any]) -> str | None:
+    """Why a small function cannot be compiled; None if it can."""
+    try:
+        torch.compile(lambda x: (2 * x + 1).sum(), **kwargs)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 - whatever a compiler fails with, there is a way without it
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
+
+
+def _log(what: str, problem: str) -> None:
+    logging.getLogger(__name__).warning("%s: not used, %s", what, problem)
