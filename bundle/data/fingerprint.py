@@ -15,11 +15,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.utils import optional_import
 from nibabel.openers import ImageOpener
 
 from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
 from ..keys import IMAGE, LABEL
 from .datalist import SUFFIXES, case_name, label_names
+
+tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 OTHER_FORMATS = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".png", ".jpg", ".tif", ".npy")
@@ -124,19 +127,12 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     )
 
 
-def check_label_file(
-    label: str | os.PathLike,
-    image: str | os.PathLike,
-    names: Mapping[int, str] | None = None,
-    need_foreground: bool = True,
-) -> Fingerprint:
+def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None:
     """Check a label map, its image, and that they belong together.
 
     Args:
         label: NIfTI file of the label map.
         image: NIfTI file of its image.
-        names: names of label values; others must not occur. Without any, every value may.
-        need_foreground: whether something must be labelled.
 
     Raises:
         ValueError, FileNotFoundError: in one line with the file and the remedy.
@@ -148,16 +144,21 @@ def check_label_file(
         raise ValueError(
             f"{label}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image)}; repair its header"
         )
-    values = found.values or ()
-    if need_foreground and not values:
+    if not found.values:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
-    unnamed = [value for value in values if names and value not in names]
-    if unnamed:
-        raise ValueError(
-            f"{label}: label values {unnamed[:5]} have no name in dataset.json, which names {sorted(names or ())}; "
+
+
+def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Finding]:
+    """A finding if a label map has values without a name, which spoils nothing; none without any names."""
+    unnamed = [value for value in read_fingerprint(label, is_label=True).values or () if names and value not in names]
+    if not unnamed:
+        return []
+    return [
+        Finding(
+            f"{label}: label values {unnamed[:5]} have no name in dataset.json, which names {sorted(names)}; "
             "add them there or correct the label"
         )
-    return found
+    ]
 
 
 def grid_difference(
@@ -184,6 +185,7 @@ def check_entries(
     names: Mapping[int, str] | None = None,
     known: Mapping[str, str] | None = None,
     num_workers: int | None = None,
+    progress: bool = False,
 ) -> list[Finding]:
     """Check scans, with their labels where they have one, in parallel; one finding for each bad one.
 
@@ -193,24 +195,28 @@ def check_entries(
     Args:
         entries: ``[{"image": path, "label": path}, …]``.
         with_labels: whether to check labels.
-        names: names of label values, see :func:`check_label_file`.
+        names: names of label values, see :func:`check_names`.
         known: digests of scans with which entries must not coincide, with what to call them.
         num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
+        progress: show a progress bar.
     """
 
     def check(entry: Mapping[str, Any]) -> Fingerprint | str:
         try:
             scan = read_fingerprint(entry[IMAGE])
             if with_labels and entry.get(LABEL) is not None:
-                check_label_file(entry[LABEL], entry[IMAGE], names)
+                check_label_file(entry[LABEL], entry[IMAGE])
             return scan
         except (ValueError, OSError) as error:
             return " ".join(str(error).split())
 
     with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(check, entries))
+        checked = pool.map(check, entries)
+        if progress and has_tqdm:
+            checked = tqdm(checked, total=len(entries), desc="check", unit="scan")
+        results = list(checked)
     findings = []
-    digests = dict(known or {})
+    digests: dict[str, Any] = dict(known or {})
     cases: dict[str, str] = {}
     for index, (entry, result) in enumerate(zip(entries, results)):
         path = os.fspath(entry[IMAGE])
@@ -225,6 +231,8 @@ def check_entries(
             findings.append(Finding(line, index))
         else:
             cases[case] = digests[result.digest] = path
+            if with_labels and entry.get(LABEL) is not None:
+                findings += check_names(entry[LABEL], names or {})
     return findings
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
 from ..keys import IMAGE, LABEL
 from .datalist import label_names
-from .fingerprint import Finding, check_entries, check_folder, check_label_file, read_fingerprint
+from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
 from .support import VALUES, resolve_support
+
+LOG = logging.getLogger(__name__)
 
 
 def check_run(
@@ -45,18 +47,20 @@ def check_run(
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
     names = label_names(dataset_dir) if dataset_dir is not None else {}
-    known = {}
+    known, findings = {}, []
     evaluates = any(query.get(LABEL) is not None for query in queries)
     for entry in resolve_support(support, dataset_dir):
         inside = dataset_dir is not None and Path(dataset_dir).resolve() in Path(entry[LABEL]).resolve().parents
-        check_label_file(entry[LABEL], entry[IMAGE], names if inside and VALUES not in entry else None)
+        check_label_file(entry[LABEL], entry[IMAGE])
+        if inside and VALUES not in entry:
+            findings += check_names(entry[LABEL], names)
         if evaluates:  # else a scan may well be segmented by itself
             known[read_fingerprint(entry[IMAGE]).digest] = f"the support {entry[IMAGE]}"
     if not queries:
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
-    findings = check_entries(queries, names=names, known=known, num_workers=num_workers)
+    findings += check_entries(queries, names=names, known=known, num_workers=num_workers)
     if strict is None:
-        strict = evaluates and len(findings) > 0
+        strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
     if output_dir is not None:
         voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
@@ -93,22 +97,27 @@ def check_training(
     return good
 
 
-def leave_out(entries: MutableSequence[Any], findings: Sequence[Finding], strict: bool = False) -> None:
-    """Say what was found, a line each in the log, and take bad entries out of the list.
+def leave_out(
+    entries: MutableSequence[Any],
+    findings: Sequence[Finding],
+    strict: bool = False,
+    say: Callable[[str], None] = LOG.warning,
+) -> None:
+    """Say what was found, a line each, and take bad entries out of the list.
 
     Args:
         entries: the list that was checked, changed in place.
         findings: what is wrong.
         strict: stop at anything that is wrong.
+        say: receives the lines; by default the log.
 
     Raises:
         ValueError: if ``strict`` and something is wrong, or no entry is left; with the first line.
     """
-    log = logging.getLogger(__name__)
     bad = {finding.index for finding in findings if finding.index is not None}
     stop = (strict and len(findings) > 0) or len(bad) == len(entries)
     for finding in findings:
-        log.warning("%s%s", "" if stop or finding.index is None else "left out: ", finding.line)
+        say(("" if stop or finding.index is None else "left out: ") + finding.line)
     if stop:
         first = next((f for f in findings if f.index is not None), findings[0]).line
         more = f" ({len(findings) - 1} more above)" if len(findings) > 1 else ""

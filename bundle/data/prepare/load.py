@@ -7,7 +7,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ...checks import check_volume
+from ...checks import check_geometry, check_volume
+from ..fingerprint import grid_difference
 from .read import read_dicom, read_nifti, read_png_masks
 from .recipe import Recipe
 from .source import Case, Options
@@ -27,8 +28,7 @@ def load_case(case: Case, recipe: Recipe, options: Options) -> tuple[Volume, Vol
         image = read_nifti(case.image, options.channel)
     image = Volume(_plain_numbers(image.array), image.affine, image.modality)
     check_volume(image.array[None], str(case.image))
-    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-9 or not np.isfinite(image.affine).all():
-        raise ValueError(f"{case.image}: the header has no valid geometry; repair its affine")
+    check_geometry(image.affine, str(case.image))
     if case.label is None:
         return image, None
     if case.label.is_dir():
@@ -70,25 +70,22 @@ def _on_grid(label: Volume, image: Volume, case: Case, ignore_geometry: bool) ->
     Raises:
         ValueError: if it has another shape or lies elsewhere.
     """
+    distance = 0.0
     if ignore_geometry:
         if label.array.shape == image.array.shape:
             return Volume(label.array, image.affine)
     else:
+        distance = grid_difference(label.array.shape, label.affine, image.array.shape, image.affine)[1]
         to_image = nib.orientations.ornt_transform(nib.io_orientation(label.affine), nib.io_orientation(image.affine))
-        array = nib.orientations.apply_orientation(label.array, to_image)
-        affine = label.affine @ nib.orientations.inv_ornt_aff(to_image, label.array.shape)
-        label = Volume(array, affine)
+        label = Volume(nib.orientations.apply_orientation(label.array, to_image), image.affine)
     if label.array.shape != image.array.shape:
         raise ValueError(
             f"{case.label}: shape {label.array.shape} does not fit {case.image.name} of shape {image.array.shape}; "
             "resample the label to its image"
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.array.shape])).reshape(3, -1)
-    away = (label.affine[:3, :3] - image.affine[:3, :3]) @ corners + (label.affine - image.affine)[:3, 3:]
-    distance = float(np.linalg.norm(away, axis=0).max())
     if distance > max(image.spacing_mm) / 2:
         raise ValueError(
             f"{case.label}: lies up to {distance:.1f} mm beside {case.image.name}; repair its header, or take its "
             "voxels as they are with --ignore_label_geometry"
         )
-    return Volume(label.array, image.affine)
+    return label
