@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
-from ..atomic import replacing
+from ..networks.weights import save_tensors
 
 
 class LossGuard:
@@ -74,8 +74,7 @@ class LossGuard:
             "prediction": _plain(engine.state.output["pred"]) if now else None,
             "network": _plain(engine.network.state_dict()),
         }
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        save_tensors(content, path)
         raise FloatingPointError(
             f"the loss is {float(step['loss'].float().mean())} in step {step['iteration']} of epoch {step['epoch']}; "
             f"its episodes are in {path}, lower learning_rate or look at their images"

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DistributedDataParallel
 
-from ..atomic import replacing
+from ..networks.weights import save_tensors
 
 
 class TrainingState:
@@ -76,8 +76,7 @@ class TrainingState:
         if self.evaluator is not None:
             state["best_metric"] = float(self.evaluator.state.best_metric)
             state["best_metric_epoch"] = int(self.evaluator.state.best_metric_epoch)
-        with replacing(self.path) as temporary:
-            torch.save(state, temporary)
+        save_tensors(state, self.path)
 
     def remove(self, engine: Engine) -> None:
         """Delete the file of a completed training."""

@@ -231,8 +231,13 @@ def save_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | os.PathL
     """
     if Path(path).is_dir():
         raise IsADirectoryError(f"cannot write {str(path)!r}: it is a folder, give a file name such as model.pt")
-    with replacing(path) as temporary:
-        torch.save(dict(state_dict), temporary)
+    save_tensors(dict(state_dict), path)
+
+
+def save_tensors(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write tensors and plain values in one step; equal content gives equal bytes."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:  # an open file: the name would get into it
+        torch.save(content, file)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
