@@ -120,6 +120,7 @@ SHIFT_SD_MM = (4.5, 4.5, 7.5)  # of one organ
 SIZE_SD = 0.09
 TILT_SD = 7.0
 BEND_MM, BEND_WAVELENGTH_MM = 4.0, 130.0  # smooth deformation of everything
+WHOLE = (slice(None),) * 3  # the box of a whole volume
 RIPPLE_WAVELENGTH_MM = 32.0
 POSE_SD_DEG = (2.0, 2.0, 3.0)  # the patient in the scanner
 SCAN_TILT_SD_DEG = (1.5, 1.5, 1.0)  # the oblique slices
@@ -279,7 +280,7 @@ class _Scene:
             slices.append(slice(start, max(int(near[-1]) + 1, start + 2) if near.size else 2))
         return tuple(slices)
 
-    def shape(self, solid: Solid, box: tuple[slice, ...] = (slice(None),) * 3) -> np.ndarray:
+    def shape(self, solid: Solid, box: tuple[slice, ...] = WHOLE) -> np.ndarray:
         """Evaluate the function of a solid, with ripples of its own, on the voxels of a box."""
         points = self.points[(slice(None),) + box]
         ripple = _Waves(self.rng, RIPPLE_WAVELENGTH_MM, 4)
@@ -296,7 +297,7 @@ class _Scene:
         self,
         cover: np.ndarray,
         tissue: str,
-        box: tuple[slice, ...] = (slice(None),) * 3,
+        box: tuple[slice, ...] = WHOLE,
         label: int | None = 0,
         level: float | None = None,
     ) -> None:
@@ -318,7 +319,7 @@ class _Scene:
         wavelength_mm: float,
         thickness: float,
         opacity: float,
-        box: tuple[slice, ...] = (slice(None),) * 3,
+        box: tuple[slice, ...] = WHOLE,
     ) -> None:
         """Draw winding vessels (where two smooth functions vanish together) inside a shape."""
         points = self.points[(slice(None),) + box]
