@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import create_workflow, load
@@ -47,23 +50,32 @@ def test_load_gives_the_network_with_its_weights(folder):
         torch.testing.assert_close(network.eval()(packed), make_tiny()(packed))
 
 
-def test_a_workflow_lends_its_parts(folder, phantom_dir, tmp_path):
+def test_a_workflow_takes_other_data(folder, phantom_dir, tmp_path):
     workflow = create_workflow(
         config_file=str(folder / "configs" / "inference.json"),
         workflow_type="inference",
         bundle_root=str(folder),
         output_dir=str(tmp_path / "out"),
     )
-    query = str(phantom_dir / "imagesTs" / "phantom_05.nii.gz")
-    item = workflow.preprocessing({"image": query})
-    network = workflow.network_def.eval()
-    with torch.no_grad():
-        scores = workflow.inferer(item["image"][None], network)
-    assert scores.shape[0] == 1
-    assert scores.shape[2:] == item["image"].shape[1:]
-    workflow.dataset_data = [{"image": query}]
+    workflow.dataset_data = [{"image": str(phantom_dir / "imagesTs" / "phantom_05.nii.gz")}]
     workflow.initialize()
     assert len(workflow.dataset) == 1
+
+
+def test_the_lines_of_the_documentation_run(folder, phantom_dir, monkeypatch):
+    text = (ROOT / "docs" / "integration.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    image = phantom_dir / "imagesTs" / "phantom_05.nii.gz"
+    names = {"dataset": str(phantom_dir), "query": str(image)}
+    exec(first, names)
+    assert names["logits"].shape == (1, 2, 256, 256)
+    assert names["label_map"].shape[1:] == nib.load(image).shape
+    (saved,) = (folder / "eval").rglob("*_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(nib.load(saved).dataobj), names["label_map"][0].numpy())
+    exec(second, names)
+    assert names["algo"].evaluator is not None
 
 
 @pytest.mark.slow
