@@ -1,6 +1,6 @@
-"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table.
+"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And speed.
 
-Usage: python -m scripts.benchmark accuracy --dataset_dir DIR --output_dir RUNS [options]
+Usage: python -m scripts.benchmark {accuracy,speed} --dataset_dir DIR --output_dir RUNS [options]
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import fire
 
 from bundle.atomic import replacing, write_text
+
+from .speed import speed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -173,7 +175,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        fire.Fire({"accuracy": accuracy}, name="scripts.benchmark")
+        fire.Fire({"accuracy": accuracy, "speed": speed}, name="scripts.benchmark")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
 
