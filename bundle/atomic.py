@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{target}: cannot be written ({reason}); free some space or choose another folder") from error
+        raise OSError(f"{target}: cannot be written ({reason}); free some space or choose another folder") from None
     finally:
         try:
             temporary.unlink(missing_ok=True)

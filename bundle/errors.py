@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from types import TracebackType
@@ -16,6 +17,15 @@ def root_cause(error: BaseException) -> BaseException:
         error = deeper
 
 
+def explain(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    cause = root_cause(error)
+    text = str(cause).strip() or type(cause).__name__
+    if "Traceback (most recent call last)" in text:  # MONAI's SaveImage puts what its writers raised into its message
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return " ".join(text.split())
+
+
 def explain_errors() -> None:
     """End a failing program with one line that says what went wrong, below the traceback.
 
@@ -25,8 +35,6 @@ def explain_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
-        cause = root_cause(error)
-        text = " ".join(str(cause).split()) or type(cause).__name__
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(f"error: {explain(error)}", file=sys.stderr, flush=True)
 
     sys.excepthook = hook

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import unicodedata
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +18,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.utils import optional_import
-from nibabel.openers import ImageOpener
 
 from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
 from ..keys import IMAGE, LABEL
@@ -96,10 +97,19 @@ def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerp
 
 @lru_cache(maxsize=4096)
 def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fingerprint:
+    data = Path(path).read_bytes()
+    if path.endswith(".gz"):
+        if data[:2] != b"\x1f\x8b":
+            raise ValueError(f"{path}: cannot be read as NIfTI (not compressed, as its suffix says); replace the file")
+        try:
+            data = gzip.decompress(data)  # at once, since nibabel stops before the checksum at the end
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}); copy it again") from None
     try:
-        image = nib.load(path)
-        with ImageOpener(path) as file:  # as it is stored: nibabel turns a negative spacing around when it loads
-            stored = type(image.header).from_fileobj(file, check=False)
+        size = int.from_bytes(data[:4], "little" if data[:2] != b"\0\0" else "big")
+        kind = nib.Nifti2Image if size == 540 else nib.Nifti1Image
+        image = kind.from_bytes(data)
+        stored = kind.header_class(data[: size or 348], check=False)  # nibabel's check makes spacing positive
     except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
         raise ValueError(f"{path}: cannot be read as NIfTI ({_first_line(error)}); replace the file") from None
     dtype = image.get_data_dtype()
@@ -118,8 +128,7 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     else:
         check_volume(array[None], path)
         values = None
-    pixdim = stored["pixdim"][1:4] if "pixdim" in stored else None
-    check_geometry(image.affine, path, pixdim)
+    check_geometry(image.affine, path, stored["pixdim"][1:4])
     digest = hashlib.sha1(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are contiguous in this order
     return Fingerprint(

@@ -137,7 +137,7 @@ def check_output(folder: str | os.PathLike, needed_bytes: int) -> None:
             temporary.write_bytes(b"0")
         probe.unlink(missing_ok=True)
     except OSError as error:
-        cause = error.__cause__ or error
+        cause = error.__context__ or error
         reason = getattr(cause, "strerror", None) or str(cause)
         raise OSError(f"{folder}: cannot be written to ({reason}); choose another output folder") from None
     free = shutil.disk_usage(folder).free
