@@ -45,19 +45,35 @@ class BodyMask(Transform):
         if threshold is None:
             smooth = ndimage.gaussian_filter(volume, (0, self.smoothing, self.smoothing, 0))
             threshold = threshold_triangle(smooth) if smooth.min() < smooth.max() else smooth.min()
-        mask = np.zeros(volume.shape, dtype=np.uint8)
-        for index in range(volume.shape[-1]):
-            mask[0, ..., index] = self._largest(volume[0, ..., index] > threshold)
+        above = np.moveaxis(volume[0], -1, 0) > threshold  # (D, H, W)
+        opened = open_slices(np.ascontiguousarray(above), self.opening)
+        mask = np.moveaxis(np.stack([fill_largest(one) for one in opened]), 0, -1).astype(np.uint8)
         return convert_to_dst_type(mask.reshape(values.shape), image, dtype=torch.uint8)[0]
 
-    def _largest(self, above: np.ndarray) -> np.ndarray:
-        opened = ndimage.binary_opening(above, iterations=self.opening) if self.opening > 0 else above
-        components, count = ndimage.label(opened)
-        if count == 0:
-            return np.zeros_like(above)
-        sizes = np.bincount(components.ravel())
-        sizes[0] = 0
-        return ndimage.binary_fill_holes(components == sizes.argmax())
+
+def open_slices(masks: np.ndarray, times: int) -> np.ndarray:
+    """Erode boolean slices ``(D, H, W)`` so many times with a 3x3 cross, and dilate them as often; outside is empty.
+
+    As :func:`scipy.ndimage.binary_opening` does it slice by slice, in a tenth of the time.
+    """
+    for combine in (np.logical_and, np.logical_or):
+        for _ in range(times):
+            padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+            vertical = combine(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
+            horizontal = combine(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+            masks = combine(combine(masks, vertical), horizontal)
+    return masks
+
+
+def fill_largest(mask: np.ndarray) -> np.ndarray:
+    """Largest connected part of a boolean slice ``(H, W)``, with its holes filled."""
+    components, count = ndimage.label(mask)
+    if count == 0:
+        return np.zeros_like(mask)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    outside, _ = ndimage.label(np.pad(components != sizes.argmax(), 1, constant_values=True))
+    return np.asarray((outside != outside[0, 0])[1:-1, 1:-1])
 
 
 class BodyMaskd(MapTransform):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bundle.transforms import BodyMask, BodyMaskd
+from bundle.transforms.body import fill_largest, open_slices
 
 from ..conftest import volume
 
@@ -102,3 +104,17 @@ def test_first_threshold_above_the_darkest_voxel_counts():
     assert mask(volume).sum() == 64
     assert mask(np.maximum(volume, -125)).sum() == 64
     assert BodyMask((-300, 0), opening=0)(np.maximum(volume, -125)).sum() == 16
+
+
+@pytest.mark.parametrize("opening", [0, 1, 3])
+def test_opening_and_filling_are_those_of_scipy(opening):
+    rng = np.random.default_rng(0)
+    noise = [ndimage.gaussian_filter(rng.normal(size=(40, 50)), width) > 0 for width in (0.7, 1.5, 3.0, 4.0)]
+    slices = np.stack([*noise, np.zeros((40, 50), bool), np.ones((40, 50), bool)])
+    for mask, opened in zip(slices, open_slices(slices, opening)):
+        expected = ndimage.binary_opening(mask, iterations=opening) if opening else mask
+        np.testing.assert_array_equal(opened, expected)
+        components, _ = ndimage.label(opened)
+        sizes = np.bincount(components.ravel())[1:]
+        largest = components == sizes.argmax() + 1 if len(sizes) else np.zeros_like(mask)
+        np.testing.assert_array_equal(fill_largest(opened), ndimage.binary_fill_holes(largest))
