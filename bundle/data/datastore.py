@@ -160,10 +160,16 @@ class Datastore:
         return str(resolved)
 
     def _image(self, key: str, item: Mapping[str, Any]) -> Path:
-        return self.root / f"{key}{item.get('image', {}).get('ext', '')}"
+        return self._inside(self.root / f"{key}{item.get('image', {}).get('ext', '')}")
 
     def _label(self, key: str, item: Mapping[str, Any]) -> Path:
-        return self.root / "labels" / FINAL / f"{key}{item['labels'][FINAL].get('ext', '')}"
+        return self._inside(self.root / "labels" / FINAL / f"{key}{item['labels'][FINAL].get('ext', '')}")
+
+    def _inside(self, path: Path) -> Path:
+        """The path, if the index names a file of this folder; links are the folder's owner's and may lead elsewhere."""
+        if self.root not in Path(os.path.normpath(path)).parents:
+            raise ValueError(f"{self.root / INDEX}: names {path}, which lies outside of the folder; repair the index")
+        return path
 
 
 def label_values(path: str | os.PathLike) -> list[int]:

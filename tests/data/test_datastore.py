@@ -79,6 +79,19 @@ def test_paths_stay_inside_the_studies_folder(tmp_path, phantom_dir, path):
         Datastore(studies).inside(path)
 
 
+@pytest.mark.parametrize("key", ["../secret", "a/../../secret", "/etc/passwd"])
+@pytest.mark.parametrize("part", ["image", "labels"])
+def test_an_index_names_no_file_outside_of_the_folder(tmp_path, key, part):
+    item = {"image": {"ext": ".nii.gz"}, "labels": {"final": {"ext": ".nii.gz"}}}
+    if part == "labels":  # the image's name is harmless, its label's suffix is not
+        key, item["labels"]["final"]["ext"] = "a", f"/../../../../{key}"
+    studies = tmp_path / "s"
+    studies.mkdir()
+    (studies / "datastore_v2.json").write_text(json.dumps({"objects": {key: item}}))
+    with pytest.raises(ValueError, match="lies outside of the folder; repair the index"):
+        Datastore(studies).finished()
+
+
 def test_a_missing_file_is_named(tmp_path, phantom_dir):
     with pytest.raises(ValueError, match="no such file"):
         Datastore(make_studies(tmp_path / "s", phantom_dir)).inside("labels/final/x.nii.gz")
