@@ -2,7 +2,7 @@
 
 from .bank import SliceBank
 from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
-from .episodes import EpisodeDataset, EpisodeSampler
+from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .finished import FinishedCases
 from .preflight import check_run, check_training
@@ -40,5 +40,6 @@ __all__ = [
     "read_fingerprint",
     "resolve_support",
     "select_cases",
+    "share_of_batch",
     "support_slices",
 ]

@@ -179,3 +179,14 @@ class EpisodeSampler(DistributedSampler):
         length = len(self.dataset)
         first = (max(self.epoch, 1) - 1) * length
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
+
+
+def share_of_batch(batch_size: int, num_processes: int) -> int:
+    """Episodes a step of one process, so that all together take ``batch_size``.
+
+    Raises:
+        ValueError: if the processes cannot share them equally.
+    """
+    if batch_size % num_processes != 0:
+        raise ValueError(f"batch_size must be a multiple of the number of processes {num_processes}, got {batch_size}")
+    return batch_size // num_processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,7 +63,19 @@ class EpisodeLoss(nn.Module):
             weight = weight * (area > 0).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
         weight[:, 0] = weight[:, 0] * self.background_weight
         weighted = shares * weight[:, :, None, None]
-        return -(weighted * F.log_softmax(logits, dim=1)).sum() / weighted.sum().clamp(min=1e-8)
+        return -(weighted * F.log_softmax(logits, dim=1)).sum() / mean_of_processes(weighted.sum()).clamp(min=1e-8)
+
+
+def mean_of_processes(value: Tensor) -> Tensor:
+    """Mean of a value without gradient over the processes of a distributed training; the value itself outside of one.
+
+    Divided by it, the processes' losses, and so the gradients that are averaged, are those of all episodes together.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
 
 
 def class_shares(labels: Tensor, classes: int, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
-from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes, SliceBank
+from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes, SliceBank, share_of_batch
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
 
@@ -207,3 +207,9 @@ def test_batch_fits_the_network_and_says_what_it_has_to_find(ways, lazy):
         assert target.max() == 2
     network = ALPNet(TinyEncoder(4, stride=4), align=ways == 1)
     assert network(image, **support).shape == (4, 1 + ways + (2 if ways == 1 else 0), 16, 16)
+
+
+def test_processes_share_a_batch_equally():
+    assert [share_of_batch(12, number) for number in (1, 2, 3, 12)] == [12, 6, 4, 1]
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes 3, got 4"):
+        share_of_batch(4, 3)

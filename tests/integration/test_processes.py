@@ -59,9 +59,11 @@ def test_evaluation_in_two_processes_measures_what_one_measures(tmp_path, phanto
 
 
 @pytest.mark.slow
-def test_training_in_two_processes_follows_one(tmp_path, phantom_dir):
-    common = {"dataset_dir": phantom_dir, "network_def": {**TINY_NETWORK, "align": False}, "pretrained": False}
-    common |= {"max_epochs": 1, "epoch_length": 8, "batch_size": 2, "val_length": 4, "num_ways": 1}
+@pytest.mark.parametrize("align", [False, True], ids=["three ways", "one way and alignment"])
+def test_training_in_two_processes_follows_one(tmp_path, phantom_dir, align):
+    network = {**TINY_NETWORK, "encoder": {**TINY_NETWORK["encoder"], "freeze_norm": True}, "align": align}
+    common = {"dataset_dir": phantom_dir, "network_def": network, "pretrained": False}
+    common |= {"max_epochs": 1, "epoch_length": 24, "batch_size": 4, "val_length": 4, "num_ways": 1 if align else 3}
     common |= {
         "superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}],
         "superpixel#min_area_px": 16,
@@ -76,6 +78,5 @@ def test_training_in_two_processes_follows_one(tmp_path, phantom_dir):
         assert (folder / "models" / "model.pt").is_file()
         assert not (folder / "training_state.pt").exists()
     assert weights[1].keys() == weights[2].keys()  # no prefix of the wrapper
-    trained = {k: v for k, v in weights[1].items() if v.is_floating_point() and "running" not in k}
-    for name, value in trained.items():
-        torch.testing.assert_close(weights[2][name], value, rtol=0.05, atol=0.02, msg=name)
+    for name, value in weights[1].items():
+        torch.testing.assert_close(weights[2][name], value, rtol=1e-3, atol=1e-5, msg=name)
