@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -114,6 +115,16 @@ def test_onnx_segments_scans_through_the_overlay(run_config, tmp_path, tiny_weig
     found = maps(tmp_path / "onnx")
     assert eager.keys() == found.keys()
     assert all(np.mean(eager[name] == found[name]) > 0.9999 for name in eager)
+
+
+def test_tensorrts_overlay_runs_as_plain_pytorch_without_tensorrt(run_config, tmp_path):
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed: here it would compile")
+    eager = maps(run_config("inference", precision="float32", overlays=False))
+    out = str(tmp_path / "trt")
+    found = maps(run_config("inference", "inference_trt", precision="float32", overlays=False, output_dir=out))
+    assert eager.keys() == found.keys()
+    assert all(np.array_equal(eager[name], found[name]) for name in eager)
 
 
 def test_the_network_keeps_what_the_metadata_say(tmp_path, tiny_weights):
