@@ -576,9 +576,7 @@ def test_bad_input_ends_with_one_clear_line(run_config, folder, tmp_path, names,
             check(str(folder.root), strict=True)
         else:
             run_config(*names, **{**settings, **(overrides if isinstance(overrides, dict) else {})})
-    text = explain(caught.value)
-    if names != ("check",):
-        text = f"error: {text}"
+    text = str(caught.value) if names == ("check",) else f"error: {explain(caught.value)}"
     assert re.search(line, text), text
     assert len(text) < 500
     assert not list((tmp_path / "out").rglob("*_seg.nii.gz"))  # nothing is left that looks like a result
