@@ -8,6 +8,7 @@ from .finished import FinishedCases
 from .preflight import check_run, check_training
 from .prepare_episodes import PrepareEpisodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
+from .read_ahead import ReadAheadLoader
 from .support import SupportScan, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
 
@@ -18,6 +19,7 @@ __all__ = [
     "FinishedCases",
     "PrepareEpisodes",
     "Protocol",
+    "ReadAheadLoader",
     "SliceBank",
     "SupportScan",
     "VolumeWriter",
