@@ -52,7 +52,7 @@ def segment(network: ALPNet, query: Tensor, support: Tensor, foreground: Tensor,
     window = network.training_window if network.training else network.testing_window
     grid = places(support.shape[1] // window, support.shape[2] // window, query.device)
     vectors = F.avg_pool2d(support[None], window)[0].flatten(1).T  # (P, D)
-    cells = places(*support.shape[1:], query.device)
+    cells = places(support.shape[1], support.shape[2], query.device)
     side = network.training_window if network.official_gate else window
 
     def coarse(mask: Tensor) -> Tensor:  # (1, h, w), the share of each cell
@@ -132,8 +132,8 @@ def segment_volume(network: ALPNet, image: Tensor, support: Any, values: list[in
     """
     slices, references = image.movedim(-1, 0), support.image.movedim(-1, 0).to(image.device)
     labels = support.label.movedim(-1, 0).to(image.device)
-    described = [describe_slices(torch.stack([encode(network, one) for one in part])) for part in (slices, references)]
-    positions, _ = align_scans(*described, spacing_mm, support.spacing_mm)
+    query, known = (describe_slices(torch.stack([encode(network, one) for one in s])) for s in (slices, references))
+    positions, _ = align_scans(query, known, spacing_mm, support.spacing_mm)
     nearest = nearest_slices(positions, len(references), 1)[:, 0].tolist()
     out = torch.zeros(len(slices), *image.shape[1:3], dtype=torch.uint8)
     for z, index in enumerate(nearest):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ def inference_rows(dataset_dir: str, weights: str, device: torch.device, rounds:
     whole = in_turns([lambda: run(full_inferer)], device, max(1, rounds // 2))
     rows.append(Row("the same with refinement, smoothing and guided filter", whole[0], None, "s"))
     long = torch.cat([query.as_subclass(torch.Tensor)] * 4, dim=-1)
-    memory = [peak_memory(lambda image=image: run(inferer, image), device) for image in (query, long)]
+    memory = [peak_memory(partial(run, inferer, image), device) for image in (query, long)]
     rows.append(
         Row("peak memory, inference", memory[0], None, "MB", f"{memory[1]:.0f} MB for four times as many slices")
     )

@@ -49,29 +49,29 @@ class SliceBank:
 
     def place(self, device: str | torch.device | None) -> None:
         """Bring the slices to a device, once."""
-        device = torch.empty(0, device=device).device
-        if device == self._device:
+        wanted = torch.empty(0, device=device).device
+        if wanted == self._device:
             return
-        self._device = device
+        self._device = wanted
         self._images, self._superpixels = self.dataset.slices()
         self._count = int(self._superpixels.max()) + 1
-        if device.type == "cpu":
+        if wanted.type == "cpu":
             return
-        limit = self._limit(device)
+        limit = self._limit(wanted)
         needed = {t: self._images.numel() * t.itemsize + self._superpixels.nbytes for t in (torch.float32, torch.half)}
         fitting = [t for t, size in needed.items() if size <= limit]
         logging.getLogger(__name__).info(
             "%d slices take %.2f GB of %s, %.2f GB in half precision; at most %.2f GB are used: %s",
             len(self._images),
             needed[torch.float32] / GB,
-            device,
+            wanted,
             needed[torch.half] / GB,
             limit / GB,
             f"kept there, {fitting[0]}" if fitting else "streamed",
         )
         if fitting:
-            self._images = self._images.to(device, fitting[0])
-            self._superpixels = self._superpixels.to(device)
+            self._images = self._images.to(wanted, fitting[0])
+            self._superpixels = self._superpixels.to(wanted)
 
     def take(self, index: Tensor, level: Tensor, device: str | torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Slices ``(B, 1, H, W)``, single precision, and one map each ``(B, 1, H, W)`` on the device.

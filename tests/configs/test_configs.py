@@ -78,7 +78,8 @@ def test_config_is_valid_json_and_every_class_of_ours_is_found(path):
         found = __import__(module, fromlist=[name])
         assert hasattr(found, name), target
         assert name in getattr(found, "__all__", [name]), target
-        assert not hasattr(found, "__path__") or find_spec(target) is None, f"from Python 3.12 on, {target} would be the module of this name"
+        taken = hasattr(found, "__path__") and find_spec(target) is not None
+        assert not taken, f"from Python 3.12 on, {target} would be the module of this name"
 
 
 def test_every_workflow_names_classes_of_ours():
