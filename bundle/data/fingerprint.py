@@ -147,14 +147,27 @@ def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
-    shape, distance_mm = grid_difference(found.shape, found.affine, scan.shape, scan.affine)
-    check_same_shape(shape, scan.shape, os.fspath(label), os.fspath(image))
-    if distance_mm > max(scan.spacing_mm) / 2:
-        raise ValueError(
-            f"{label}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image)}; repair its header"
-        )
+    check_same_grid(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
     if not found.values:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
+
+
+def check_same_grid(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    image_shape: Sequence[int],
+    image_affine: np.ndarray,
+    name: str,
+    image_name: str,
+) -> None:
+    """Raise ``ValueError`` unless a label lies on the voxels of its image, whatever the order of its axes."""
+    turned, distance_mm = grid_difference(shape, affine, image_shape, image_affine)
+    check_same_shape(turned, image_shape, name, image_name)
+    if distance_mm > nib.affines.voxel_sizes(image_affine).max() / 2:
+        raise ValueError(
+            f"{name}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image_name)}; "
+            "repair its header"
+        )
 
 
 def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Finding]:
