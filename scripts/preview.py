@@ -228,7 +228,9 @@ def prototypes(
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
     described, described_reference = (describe_slices(feature) for feature in features)
     positions, _ = align_scans(described, described_reference, slice_spacing(scan), support.spacing_mm)
-    chosen = nearest_slices(positions, len(reference), parser.get_parsed_content("num_slices"))  # (Dq, K)
+    chosen = nearest_slices(
+        positions, torch.tensor(support.annotated_slices), parser.get_parsed_content("num_slices")
+    )  # (Dq, K)
     shown = (masks == value).flatten(1).sum(1)[chosen.clamp(min=0)] * (chosen >= 0)
     z = int(shown.amin(dim=1).argmax() if shown.amin(dim=1).any() else shown.sum(dim=1).argmax())
     z = z if slice is None else slice - 1
@@ -322,7 +324,7 @@ def predictions(run_dir: str | os.PathLike) -> dict[str, str]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    files = sorted(Path(run_dir).glob("*/*.nii.gz")) if Path(run_dir).is_dir() else []
+    files = sorted(Path(run_dir).glob("*/[!.]*.nii.gz")) if Path(run_dir).is_dir() else []
     found = {file.parent.name: str(file) for file in files if _is_prediction(file)}
     if not found:
         raise FileNotFoundError(f"{run_dir}: no predictions <case>/<case>_seg.nii.gz")

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.atomic import PARTIAL
 from bundle.data import list_images, make_datalist
 from bundle.data.prepare import make_recipe, prepare_dataset, write
 from bundle.data.prepare.read import read_dicom
@@ -415,6 +416,7 @@ def test_run_that_is_killed_is_taken_up(archive, monkeypatch, at):
         nib.loadsave.save(image, path)
 
     def half_json(path, content):
+        path.with_name(f"{PARTIAL}1.1.{path.name}").write_text('{"case"')  # what a kill leaves
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -428,7 +430,7 @@ def test_run_that_is_killed_is_taken_up(archive, monkeypatch, at):
     summary, _ = prepare("mscmr", src, dst)
     assert summary["prepared"] == 2
     assert len(make_datalist(dst)) == 2
-    assert not [p for p in dst.rglob("*") if "partial" in p.name or p.suffix == ".started"]
+    assert not [p for p in dst.rglob("*") if p.suffix == ".started"]
     for entry in make_datalist(dst):
         assert np.asarray(nib.load(entry["image"]).dataobj).shape == np.asarray(nib.load(entry["label"]).dataobj).shape
 

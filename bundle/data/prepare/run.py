@@ -25,7 +25,7 @@ from .load import load_case
 from .recipe import Recipe
 from .source import Case, Found, Options
 from .volume import apply_recipe, guess_body_box, guess_modality
-from .write import RECORDS, write_dataset, write_nifti
+from .write import RECORDS, read_records, write_dataset, write_nifti
 
 VERSION = 1  # of the results: a change of the code that changes voxels raises it, and old results are made anew
 
@@ -143,7 +143,7 @@ def _check_destination(kind: str, dst: Path) -> None:
     """Raise if the folder holds scans of another origin: they would be trained on without a word."""
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"{dst}: is a file; give a folder as --dst")
-    records = [json.loads(p.read_text()) for p in sorted((dst / RECORDS).glob("*.json"))]
+    records = read_records(dst)
     others = sorted({record["recipe"] for record in records} - {kind})
     if others:
         raise ValueError(f"{dst}: holds a data set prepared with {others[0]!r}; give another folder as --dst")

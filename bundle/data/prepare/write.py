@@ -32,6 +32,11 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
         nib.save(image, temporary)
 
 
+def read_records(dst: Path) -> list[dict[str, Any]]:
+    """Records of the finished cases, by name; those that a kill left half-written are hidden."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((dst / RECORDS).glob("[!.]*.json"))]
+
+
 def write_dataset(dst: Path, names: Mapping[int, str]) -> dict[str, str]:
     """Write ``dataset.json`` from the records of all finished cases.
 
@@ -42,7 +47,7 @@ def write_dataset(dst: Path, names: Mapping[int, str]) -> dict[str, str]:
     Returns:
         Names of the label values, with the background.
     """
-    records = [json.loads(p.read_text()) for p in sorted((dst / RECORDS).glob("*.json"))]
+    records = read_records(dst)
     if not names:
         names = {v: f"label {v}" for v in sorted({int(v) for record in records for v in record["voxels"]})}
     labels = {"0": "background", **{str(value): str(name) for value, name in sorted(names.items()) if value != 0}}

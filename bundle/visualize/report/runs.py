@@ -88,7 +88,7 @@ def read_run(folder: str | os.PathLike, name: str | None = None) -> Run:
     run.protocol = run.protocol or str(run.summary.get("protocol", ""))
     events = list(root.glob("events.out.tfevents.*"))
     run.curves = read_curves(root) if events else {}
-    files = sorted(root.glob("*/*.nii.gz"))
+    files = sorted(root.glob("*/[!.]*.nii.gz"))
     named = [file for file in files if case_name(file).startswith(f"{file.parent.name}_")]
     maps = {kind: _of_kind(named, kind) for kind in (CONFIDENCE, SIMILARITY)}
     run.confidences, run.similarities = maps[CONFIDENCE], maps[SIMILARITY]
@@ -129,7 +129,7 @@ def find_runs(folder: str | os.PathLike, depth: int = 3) -> list[Run]:
 def _is_run(folder: Path) -> bool:
     if (folder / "metrics.csv").is_file() or any(folder.glob("events.out.tfevents.*")):
         return True
-    return any(case_name(file).startswith(f"{file.parent.name}_") for file in folder.glob("*/*.nii.gz"))
+    return any(case_name(file).startswith(f"{file.parent.name}_") for file in folder.glob("*/[!.]*.nii.gz"))
 
 
 def _of_kind(files: Sequence[Path], kind: str) -> dict[str, Path]:
