@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.checks import check_label, check_volume
+from bundle.checks import check_geometry, check_label, check_volume
 from bundle.errors import root_cause
 from bundle.transforms import CheckVolumed
 
@@ -44,6 +44,35 @@ def test_transform_names_the_file_and_counts_channels():
         CheckVolumed("image")(data)
     with pytest.raises(ValueError, match="image: every voxel is 0"):
         CheckVolumed("image")({"image": torch.zeros(1, 2, 2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("affine", "message"),
+    [
+        (np.diag([1.0, 1, 0, 1]), "the header has no valid geometry; repair its affine"),
+        (np.diag([1.0, np.nan, 1, 1]), "the header has no valid geometry"),
+        (np.diag([1.0, 1, 200, 1]), "spacing 1 x 1 x 200 mm is not in 0.01..100; repair the header"),
+        (np.diag([0.001, 1, 1, 1]), "spacing 0.001 x 1 x 1 mm is not in 0.01..100"),
+    ],
+    ids=["flat", "NaN", "too large", "too small"],
+)
+def test_bad_geometry_is_named(affine, message):
+    with pytest.raises(ValueError, match=re.escape(f"s.nii: {message}")):
+        check_geometry(affine, "s.nii")
+    scan = volume(np.arange(8.0).reshape(2, 2, 2), affine, filename_or_obj="s.nii")
+    with pytest.raises(ValueError, match=re.escape(f"s.nii: {message}")):
+        CheckVolumed("image")({"image": scan})
+
+
+def test_good_geometry_passes(geometry):
+    check_geometry(geometry[0], "s.nii", np.linalg.norm(geometry[0][:3, :3], axis=0))
+    check_geometry(np.diag([-1.0, -1, 7.7, 1]), "s.nii", [1, 1, 7.7])
+    for stated, message in (
+        ([1, 1, 5], "the header gives two spacings, 1 x 1 x 5 mm and by"),
+        ([-1, 1, 7.7], "spacing -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_geometry(np.diag([1.0, 1, 7.7, 1]), "s.nii", stated)
 
 
 def test_label_values_come_back_ascending():

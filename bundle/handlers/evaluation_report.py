@@ -66,7 +66,7 @@ class EvaluationReport:
     def start(self, engine: Engine | None = None) -> None:
         """Begin with the rows of the cases that are finished already."""
         self.rows = []
-        if self.finished is None or not self.finished.cases or getattr(engine and engine.state, "rank", 0) != 0:
+        if self.finished is None or not self.finished.cases or not _is_first():
             return
         with open(self.output_dir / "metrics.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
@@ -87,7 +87,7 @@ class EvaluationReport:
                 percent = "" if np.isnan(score) else round(100 * score, 3)
                 row = {"case": case, "label": value, "name": self.names[value], "dice": percent}
                 self.rows.append({**row, "protocol": self.protocol})
-        if getattr(engine.state, "rank", 0) == 0:
+        if _is_first():
             self._write_table()
 
     def _write_table(self) -> None:
@@ -112,7 +112,7 @@ class EvaluationReport:
             order = {value: index for index, value in enumerate(self.labels)}
             gathered = [row for part in parts for row in part]
             self.rows = sorted(gathered, key=lambda row: (row["case"], order[row["label"]]))
-            if getattr(engine and engine.state, "rank", 0) != 0:
+            if not _is_first():
                 return
             self._write_table()
         per_label = {}
@@ -130,3 +130,8 @@ class EvaluationReport:
         write_json(self.output_dir / "summary.json", summary)
         text = ", ".join(f"{name} {score}" for name, score in per_label.items())
         logging.getLogger(__name__).info("Dice (%s): mean %s; %s", self.protocol, summary["mean"], text)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

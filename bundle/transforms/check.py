@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 
-from ..checks import check_volume
+from ..checks import check_geometry, check_volume
 
 
 class CheckVolumed(MapTransform):
-    """Raise one clear line unless each entry is a finite, non-constant 3D volume of one channel.
+    """Raise one clear line unless each entry is a finite, non-constant 3D volume of one channel with a sane geometry.
 
     Args:
         keys: keys of channel-first images.
@@ -31,6 +32,8 @@ class CheckVolumed(MapTransform):
         for key in self.key_iterator(dict(data)):
             name = str(getattr(data[key], "meta", {}).get("filename_or_obj", key))
             check_volume(data[key], name)
+            if hasattr(data[key], "affine"):
+                check_geometry(np.asarray(data[key].affine), name)
             if data[key].shape[0] != self.channels:
                 raise ValueError(
                     f"{name}: expected {self.channels} channel, got {data[key].shape[0]}; split 4D series and color "
