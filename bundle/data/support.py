@@ -16,6 +16,8 @@ from ..keys import IMAGE, LABEL
 from .datalist import case_name, list_images, make_datalist
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
+SLICES = "slices"  # key of a support entry: which slices were annotated, one of the following
+SLICE_RULES = ("auto", "all", "labelled")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class SupportScan:
         name: what messages call it.
         annotated: values of the structures that were annotated on this scan; what is not annotated is unknown here,
             not background. ``None`` if the scan is annotated for every label in use.
+        slices: ``"all"`` if every slice was annotated, ``"labelled"`` if only those with a label were, so that the
+            others are unknown, ``"auto"`` to tell by the labels: where each of them comes and goes from slice to slice,
+            somebody labelled single slices.
+
+    Raises:
+        ValueError: for another word.
     """
 
     image: torch.Tensor
@@ -36,6 +44,20 @@ class SupportScan:
     spacing_mm: float
     name: str
     annotated: tuple[int, ...] | None = None
+    slices: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.slices not in SLICE_RULES:
+            raise ValueError(f"{self.name}: slices of a support must be one of {SLICE_RULES}, got {self.slices!r}")
+
+    @property
+    def annotated_slices(self) -> list[int]:
+        """Numbers of the slices that were annotated, ascending."""
+        shown = [self.label.eq(value).flatten(0, 1).any(dim=0).nonzero()[:, 0] for value in self.values]
+        runs = any(bool((slices.diff() == 1).all()) and len(slices) > 1 for slices in shown)
+        if self.slices == "all" or (self.slices == "auto" and (runs or not shown)):
+            return list(range(self.label.shape[-1]))
+        return sorted({int(index) for slices in shown for index in slices})
 
     @property
     def values(self) -> list[int]:
@@ -59,8 +81,8 @@ def resolve_support(
     """Complete and check a list of support scans without reading them.
 
     Args:
-        support: ``[{"image": path, "label": path}, …]``; paths may be relative to ``dataset_dir``. ``"values"`` is
-            kept, see :func:`load_support`.
+        support: ``[{"image": path, "label": path}, …]``; paths may be relative to ``dataset_dir``. ``"values"``
+            and ``"slices"`` are kept, see :func:`load_support`.
         dataset_dir: folder of the data set, or ``None``.
 
     Raises:
@@ -76,7 +98,7 @@ def resolve_support(
     _check_entries(support)
     resolved = []
     for entry in support:
-        paths: dict[str, Any] = {VALUES: entry[VALUES]} if entry.get(VALUES) is not None else {}
+        paths: dict[str, Any] = {key: entry[key] for key in (VALUES, SLICES) if entry.get(key) is not None}
         for key in (IMAGE, LABEL):
             if not isinstance(entry[key], (str, os.PathLike)):
                 raise TypeError(f"a support's {key} must be a path, got {entry[key]!r}")
@@ -120,6 +142,7 @@ def load_support(
     Args:
         entry: ``{"image": path, "label": path}``. With ``"values"``, ``{value in the file: value in the result}``,
             labels of several scans share one numbering, and only these structures count as annotated on this scan.
+            With ``"slices"``, which slices were, see :class:`SupportScan`.
         preprocessing: deterministic transform of both keys into the network's frame.
         labels: values to keep, others become background; ``None`` for all.
 
@@ -153,4 +176,5 @@ def load_support(
         slice_spacing(image),
         case_name(entry[IMAGE]),
         annotated,
+        entry.get(SLICES) or "auto",
     )

@@ -1,5 +1,6 @@
 """Inference: whole volumes from labelled scans."""
 
 from .few_shot import FewShotInferer
+from .location import CellLocator
 
-__all__ = ["FewShotInferer"]
+__all__ = ["CellLocator", "FewShotInferer"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from ..checks import check_volume
 from ..data.protocol import support_slices
-from ..data.support import VALUES, SupportScan, load_support, resolve_support, slice_spacing
+from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_support, slice_spacing
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
-from .location import align_scans, describe_slices, nearest_slices
+from .location import CellLocator, align_scans, describe_slices, nearest_slices
 from .refine import margins, smooth_slices, upsample_scores
 
 
@@ -36,6 +37,7 @@ class EncodedSupport:
         spacing_mm: distance of the slices.
         values: label values that occur.
         annotates: whether the scan says where a value is, see :meth:`SupportScan.annotates`.
+        slices: numbers of the annotated slices ``(A,)``; the others are no background.
     """
 
     def __init__(self, scan: SupportScan, features: Tensor) -> None:
@@ -45,6 +47,21 @@ class EncodedSupport:
         self.spacing_mm = scan.spacing_mm
         self.values = scan.values
         self.annotates = scan.annotates
+        self.slices = torch.tensor(scan.annotated_slices)
+
+
+class Placement(NamedTuple):
+    """Where a query lies on one support scan.
+
+    Attributes:
+        chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
+        places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
+        fit: how similar the aligned slices are, in -1..1.
+    """
+
+    chosen: Tensor
+    places: Tensor | None
+    fit: float
 
 
 class FewShotInferer(Inferer):
@@ -56,12 +73,16 @@ class FewShotInferer(Inferer):
 
     How query slices meet support slices:
 
-    - by default the scans are aligned along z by their own features, and each query slice is matched to the
-      ``num_slices`` nearest support slices, all labels at once. Where none of these shows a label, it cannot appear;
-      where no support slice is near, all is background. Gives scores ``(1, 1 + n, H, W, D)``.
+    - by default the scans are aligned along z by their own features, ``locator`` finds where each cell lies, and
+      each query slice is matched to the ``num_slices`` nearest annotated support slices, all labels at once. Where
+      none of these shows a label, it cannot appear; where no support slice is near, all is background. Gives scores
+      ``(1, 1 + n, H, W, D)``.
     - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe,
       each label is matched alone against its background, to the support slice of the query slice's chunk. Gives
       differences of foreground and background ``(1, n, H, W, D)``.
+
+    Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
+    weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels.
 
@@ -72,6 +93,8 @@ class FewShotInferer(Inferer):
         labels: values to segment; ``None`` for all that the support shows.
         dataset_dir: folder to which paths of the support may be relative.
         num_slices: support slices that answer for a query slice.
+        locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
+        fit_temperature: scans whose alignment is less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
@@ -94,6 +117,8 @@ class FewShotInferer(Inferer):
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
         num_slices: int = 1,
+        locator: CellLocator | None = None,
+        fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
@@ -109,6 +134,8 @@ class FewShotInferer(Inferer):
         self.labels = list(labels) if labels is not None else None
         self.dataset_dir = dataset_dir
         self.num_slices = num_slices
+        self.locator = locator
+        self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
@@ -156,19 +183,21 @@ class FewShotInferer(Inferer):
         encoded = self.encode_support(network, meta.get("support"), volume.device)
         values = self.label_values(encoded)
         features = self._encode(network, volume)
+        spacing_mm = slice_spacing(inputs)
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
-            chosen = self._chunk_slices(encoded, values, chunks, num_chunks)
-            scores, possible = self._match_chunks(network, features, encoded, values, chunks, num_chunks)
+            answering = [(scan, _chunk_slices(scan, values, chunks, num_chunks)) for scan in encoded]
+            scores, possible = self._match_chunks(network, features, answering, values, spacing_mm)
         else:
-            chosen, fit = self._locate(features, encoded, slice_spacing(inputs))
-            scores, possible = self._match_nearest(network, features, encoded, values, chosen)
-            meta["support_fit"] = torch.tensor([fit])
+            placed = [(scan, self._place(features, scan, spacing_mm)) for scan in encoded]
+            scores, possible = self._match_scans(network, features, placed, values)
+            answering = [(scan, placement.chosen) for scan, placement in placed]
+            meta["support_fit"] = torch.tensor([max(placement.fit for _, placement in placed)])
         if self.keep_similarity:
-            answering = [(s, index) for s, index in zip(encoded, chosen) if any(s.annotates(v) for v in values)]
-            meta[SIMILARITY] = self.measure_similarity(features, answering).movedim(0, -1)[None].cpu()
-        compete, sigma = "chunks" not in meta, self.smoothing_mm / slice_spacing(inputs)
+            telling = [(scan, chosen) for scan, chosen in answering if any(scan.annotates(v) for v in values)]
+            meta[SIMILARITY] = self.measure_similarity(features, telling).movedim(0, -1)[None].cpu()
+        compete, sigma = "chunks" not in meta, self.smoothing_mm / spacing_mm
         scores = smooth_slices(scores, possible, sigma)
         for _ in range(self.num_refinements):
             scores = (scores + self._match_itself(network, features, scores, possible, compete)) / 2
@@ -211,7 +240,10 @@ class FewShotInferer(Inferer):
             return [
                 self._cached(
                     network,
-                    (*(file_state(entry[key]) for key in (IMAGE, LABEL)), json.dumps(entry.get(VALUES))),
+                    (
+                        *(file_state(entry[key]) for key in (IMAGE, LABEL)),
+                        json.dumps([entry.get(VALUES), entry.get(SLICES)]),
+                    ),
                     device,
                     lambda e=entry: load_support(e, self.preprocessing, self.labels),  # type: ignore[misc]
                     len(entries),
@@ -239,131 +271,112 @@ class FewShotInferer(Inferer):
         with torch.no_grad():
             return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
-    def _locate(
-        self, features: Tensor, encoded: Sequence[EncodedSupport], spacing_mm: float
-    ) -> tuple[list[Tensor], float]:
-        """Support slices ``(D, K)`` of each scan for the query's, and how well the best scan fits, in -1..1."""
-        description = describe_slices(features)
-        chosen, fit = [], -1.0
-        for scan in encoded:
-            positions, similar = align_scans(description, scan.description, spacing_mm, scan.spacing_mm)
-            chosen.append(nearest_slices(positions, len(scan.features), self.num_slices))
-            fit = max(fit, similar)
-        return chosen, fit
+    def _place(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
+        """Where the query lies on a support scan."""
+        positions, fit = align_scans(describe_slices(features), scan.description, spacing_mm, scan.spacing_mm)
+        places = None
+        if self.locator is not None:
+            places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
+            positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
+        return Placement(nearest_slices(positions.cpu(), scan.slices, self.num_slices), places, fit)
 
-    def _match_nearest(
+    def _match_scans(
         self,
         network: nn.Module,
         features: Tensor,
-        encoded: Sequence[EncodedSupport],
+        placed: Sequence[tuple[EncodedSupport, Placement]],
         values: Sequence[int],
-        chosen: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Scores ``(D, 1 + n, h, w)`` by the nearest support slices, and where each class can appear ``(D, 1 + n)``.
+        """Scores ``(D, 1 + n, h, w)`` relative to the background's, and where each class can appear ``(D, 1 + n)``.
 
-        A label is matched against the scans that annotate it: on others, its organ lies unmarked in what looks like
-        background. Labels of the same scans compete in one match; where the scans differ, each label's score is taken
-        relative to the background of its own scans.
+        All labels that a scan annotates compete in one match with it. A scan that does not annotate a label has no
+        say about it: there, its organ lies unmarked in what looks like background.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row, value in enumerate(values):
-            groups.setdefault(tuple(i for i, scan in enumerate(encoded) if scan.annotates(value)), []).append(row)
-        scores = features.new_zeros(len(features), 1 + len(values), *features.shape[-2:])
-        possible = torch.zeros(scores.shape[:2], dtype=torch.bool, device=features.device)
-        possible[:, 0] = True
-        for scans, rows in groups.items():
-            if not scans:
-                continue  # a wanted label that nobody annotated
-            some, ways, slices = [encoded[i] for i in scans], [values[r] for r in rows], [chosen[i] for i in scans]
-            part, can = self._match_group(network, features, some, ways, slices)
-            if len(groups) == 1:
-                return part, can
-            columns = [1 + row for row in rows]
-            scores[:, columns] = part[:, 1:] - part[:, :1]
-            possible[:, columns] = can[:, 1:]
-        return scores, possible
+        total = features.new_zeros(len(features), len(values), *features.shape[-2:])
+        weight = features.new_zeros(len(features), len(values))
+        asked = features.new_zeros(len(values))
+        best = max(placement.fit for _, placement in placed)
+        for scan, placement in placed:
+            rows = [row for row, value in enumerate(values) if scan.annotates(value)]
+            if not rows:
+                continue
+            scores, shown = self._match_slices(network, features, scan, [values[row] for row in rows], placement)
+            share = math.exp((placement.fit - best) / self.fit_temperature)
+            total[:, rows] += share * shown[..., None, None] * (scores[:, 1:] - scores[:, :1])
+            weight[:, rows] += share * shown
+            asked[rows] += share
+        scores = total / weight.clamp(min=1e-12)[..., None, None]
+        possible = (weight > 0) & (weight >= asked / 2)
+        return F.pad(scores, (0, 0, 0, 0, 1, 0)), F.pad(possible, (1, 0), value=True)
 
-    def _match_group(
+    def _match_slices(
         self,
         network: nn.Module,
         features: Tensor,
-        encoded: Sequence[EncodedSupport],
+        scan: EncodedSupport,
         values: Sequence[int],
-        chosen: Sequence[Tensor],
+        placement: Placement,
     ) -> tuple[Tensor, Tensor]:
-        """Match labels that the same scans annotate; shapes as in :meth:`_match_nearest`."""
+        """Scores ``(D, 1 + n, h, w)`` by one scan, and which labels the slices that answer show ``(D, n)``."""
         grid = features.shape[-2:]
         wanted = torch.tensor(list(values), device=features.device)
-        scores, possible = [], []
-        for part in torch.arange(len(features)).split(self.slice_batch_size):
-            support, foreground, background = [], [], []
-            for scan, slices in zip(encoded, chosen):
-                index = slices[part]  # (b, K)
-                known = (index >= 0).to(features.device)[..., None, None]
-                labels = scan.label[index.clamp(min=0)]  # (b, K, H, W)
-                shown = (labels[:, None] == wanted[None, :, None, None, None]) & known[:, None]
-                support.append(scan.features[index.clamp(min=0)])
-                foreground.append(shown.float())
-                background.append((known & (labels == 0)).float())
-            masks = torch.cat(foreground, dim=2)  # (b, n, M, H, W)
+        chosen = placement.chosen.to(features.device)
+        scores, shown = [], []
+        for part in torch.arange(len(features)).split(max(1, self.slice_batch_size // self.num_slices)):
+            index = chosen[part].clamp(min=0)  # (b, K)
+            known = (chosen[part] >= 0)[..., None, None]
+            labels = scan.label[index]  # (b, K, H, W)
+            masks = ((labels[:, None] == wanted[None, :, None, None, None]) & known[:, None]).float()
+            background = (known & (labels == 0)).float()
+            places = depths = None
+            if placement.places is not None:
+                places, depths = placement.places[part], index.float() * (scan.spacing_mm / 10)
             scores.append(
                 network.match(
                     features[part],
-                    torch.cat(support, dim=1),
+                    scan.features[index],
                     _to_grid(masks.flatten(1, 2), grid),
-                    _to_grid(torch.cat(background, dim=1), grid),
+                    _to_grid(background, grid),
+                    places,
+                    depths,
                 )
             )
-            present = masks.flatten(2).any(dim=2)  # (b, n)
-            possible.append(torch.cat([torch.ones_like(present[:, :1]), present], dim=1))
-        return torch.cat(scores), torch.cat(possible)
+            shown.append(masks.flatten(2).any(dim=2))
+        return torch.cat(scores), torch.cat(shown)
 
     def _match_chunks(
         self,
         network: nn.Module,
         features: Tensor,
-        encoded: Sequence[EncodedSupport],
+        answering: Sequence[tuple[EncodedSupport, Tensor]],
         values: Sequence[int],
-        chunks: Tensor,
-        num_chunks: int,
+        spacing_mm: float,
     ) -> tuple[Tensor, Tensor]:
         """Foreground less background ``(D, n, h, w)`` by each chunk's slice, and where a chunk is given ``(D, n)``."""
         grid = features.shape[-2:]
-        out = torch.zeros((len(features), len(values), *grid), device=features.device)
-        for row, value in enumerate(values):
-            scans = [
-                (s, support_slices(s.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist(), num_chunks))
-                for s in encoded
-                if value in s.values
-            ]
-            for chunk in chunks[row].unique().tolist() if scans else []:
-                if chunk < 0:
-                    continue
-                where = (chunks[row] == chunk).nonzero()[:, 0].to(features.device)
-                for part in where.split(self.slice_batch_size):
-                    support = torch.stack([s.features[slices[chunk]] for s, slices in scans])[None]
-                    mask = torch.stack([s.label[slices[chunk]] == value for s, slices in scans]).float()[None]
-                    mask = _to_grid(mask, grid).expand(len(part), -1, -1, -1)
-                    scores = network.match(features[part], support.expand(len(part), -1, -1, -1, -1), mask, 1 - mask)
-                    out[part, row] = scores[:, 1] - scores[:, 0]
-        shown = torch.tensor([any(value in scan.values for scan in encoded) for value in values])
-        return out, ((chunks >= 0) & shown[:, None]).T.to(features.device)
-
-    @staticmethod
-    def _chunk_slices(
-        encoded: Sequence[EncodedSupport], values: Sequence[int], chunks: Tensor, num_chunks: int
-    ) -> list[Tensor]:
-        """Slices ``(D, n)`` of each scan that answer for each label; -1 for none."""
-        chosen = []
-        for scan in encoded:
-            index = torch.full_like(chunks, -1)
+        out = features.new_zeros(len(features), len(values), *grid)
+        weight = features.new_zeros(len(features), len(values))
+        for scan, chosen in answering:
             for row, value in enumerate(values):
-                if value in scan.values:
-                    shown = scan.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist()
-                    slices = torch.tensor(support_slices(shown, num_chunks), dtype=chunks.dtype)
-                    index[row] = torch.where(chunks[row] >= 0, slices[chunks[row].clamp(min=0)], index[row])
-            chosen.append(index.T)
-        return chosen
+                given = (chosen[:, row] >= 0).nonzero()[:, 0].to(features.device)
+                index = chosen[:, row].to(features.device)[given]
+                places: Tensor | None = None
+                if self.locator is not None and len(given):
+                    places = self.locator(features[given], scan.features, index, spacing_mm, scan.spacing_mm, reach=0)
+                for part in torch.arange(len(given)).split(self.slice_batch_size) if len(given) else ():
+                    slices = index[part][:, None]
+                    mask = _to_grid((scan.label[slices] == value).float(), grid)
+                    scores = network.match(
+                        features[given[part]],
+                        scan.features[slices],
+                        mask,
+                        1 - mask,
+                        None if places is None else places[part],
+                        None if places is None else slices.float() * (scan.spacing_mm / 10),
+                    )
+                    out[given[part], row] += scores[:, 1] - scores[:, 0]
+                    weight[given[part], row] += 1
+        return out / weight.clamp(min=1)[..., None, None], weight > 0
 
     @torch.no_grad()
     def measure_similarity(self, features: Tensor, answering: Sequence[tuple[EncodedSupport, Tensor]]) -> Tensor:
@@ -409,7 +422,7 @@ class FewShotInferer(Inferer):
                 known = inside[part].to(scores.dtype)[..., None, None]
                 foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, 3, h, w)
                 background = rest[index] * known
-                found = network.match(features[part], features[index], foreground.flatten(1, 2), background)
+                found = network.match(features[part], features[index], foreground.flatten(1, 2), background, None, None)
                 enough = (foreground.flatten(2).sum(dim=2) >= fewest) & (background.flatten(1).sum(1) >= fewest)[
                     :, None
                 ]
@@ -420,6 +433,17 @@ class FewShotInferer(Inferer):
                     own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
                     out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
         return out
+
+
+def _chunk_slices(scan: EncodedSupport, values: Sequence[int], chunks: Tensor, num_chunks: int) -> Tensor:
+    """Slices ``(D, n)`` of a scan that answer for each label's chunks ``(n, D)``; -1 for none."""
+    index = torch.full_like(chunks, -1)
+    for row, value in enumerate(values):
+        if value in scan.values:
+            shown = scan.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist()
+            slices = torch.tensor(support_slices(shown, num_chunks), dtype=chunks.dtype)
+            index[row] = torch.where(chunks[row] >= 0, slices[chunks[row].clamp(min=0)], index[row])
+    return index.T
 
 
 def file_state(path: str) -> tuple[str, int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..networks.blocks.prototypes import class_prototypes, local_prototypes, resize_mask, similarity
+from ..networks.blocks.prototypes import class_prototypes, grid_positions, local_prototypes, resize_mask, similarity
 from .colors import nth_color
 
 
@@ -136,14 +136,14 @@ def prototype_map(
     )  # (2, P)
     side = min(window, *grid)
     height, width = grid[0] // side, grid[1] // side
-    positions = None
+    spots = near = None
     if network.position_weight != 0.0:
-        rows = (torch.arange(height, device=features.device, dtype=features.dtype) + 0.5) / height
-        columns = (torch.arange(width, device=features.device, dtype=features.dtype) + 0.5) / width
-        places = torch.cartesian_prod(rows, columns).repeat(count, 1)[None]
-        positions = torch.cat([places, centers.flatten(1, 2), mean_centers], dim=1)
+        weight = network.position_weight**0.5
+        places = grid_positions(height, width, features)[None].repeat(1, count, 1)
+        spots = weight * torch.cat([places, centers.flatten(1, 2), mean_centers], dim=1)
+        near = weight * grid_positions(*grid, features)[None]
     prototypes = torch.cat([vectors, levels.flatten(1, 2), mean_levels], dim=1)
-    similar = similarity(cells, prototypes, positions, network.temperature, network.position_weight)[0].cpu()
+    similar = similarity(cells, prototypes, network.temperature, spots, near)[0].cpu()
     weights = torch.where(valid[..., None], similar[None], torch.full_like(similar[None], -1e4)).softmax(dim=1)
     again = (weights * valid[..., None] * similar[None]).sum(dim=1).reshape(2, *grid)
     mismatch = float((again - scores.cpu()).abs().max())

@@ -31,11 +31,36 @@ def test_scans_that_annotate_different_organs_do_not_speak_against_each_other():
     assert ((both == squares()) | (squares() == 0)).float().mean() > 0.99
 
 
-def test_a_scan_that_is_annotated_for_all_is_background_where_it_is_zero():
+def test_scans_that_are_annotated_for_all_outvote_one_that_shows_an_organ():
     first = SupportScan(noise(0), only(squares(), 1), 7.0, "a")
-    second = SupportScan(noise(0), only(squares(), 3), 7.0, "b")
-    both = segment([first, second])
-    assert (both == squares()).float().mean() < 0.98  # each organ lies in the other scan's background
+    second, third = (SupportScan(noise(0), only(squares(), 3), 7.0, name) for name in "bc")
+    found = segment([first, second, third])
+    assert (found != 1).all()
+    assert ((found == 3) == (squares() == 3)).float().mean() > 0.98
+
+
+def test_a_support_twice_is_the_support_once():
+    once = SupportScan(noise(0), squares(), 7.0, "a")
+    assert torch.equal(segment([once]), segment([once, once]))
+
+
+def test_single_labelled_slices_leave_the_others_unknown():
+    label = squares()
+    sparse = torch.zeros_like(label)
+    for index in (3, 5, 7):
+        sparse[..., index] = label[..., index]
+    auto = SupportScan(noise(0), sparse, 7.0, "a")
+    assert auto.annotated_slices == [3, 5, 7]
+    assert dataclasses.replace(auto, slices="all").annotated_slices == list(range(label.shape[-1]))
+    assert SupportScan(noise(0), label, 7.0, "a").annotated_slices == list(range(label.shape[-1]))
+    assert SupportScan(noise(0), label, 7.0, "a", slices="labelled").annotated_slices == list(range(2, 9))
+    found = segment([auto])
+    labelled = [3, 5, 7]
+    assert ((found == label)[..., labelled]).float().mean() > 0.98
+    assert (found[..., :2] == 0).all()
+    assert (found[..., 9:] == 0).all()
+    with pytest.raises(ValueError, match="slices"):
+        SupportScan(noise(0), label, 7.0, "a", slices="some")
 
 
 def test_one_annotated_set_for_all_scans_changes_nothing():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.inferers.location import align_scans, describe_slices, nearest_slices
+from bundle.inferers.location import CellLocator, align_scans, describe_slices, nearest_slices
 
 
 def bodies(mm):
@@ -63,8 +63,67 @@ def test_description_is_centered_and_of_unit_length():
 def test_nearest_slices_by_hand():
     places = torch.tensor([-1.2, -0.9, 0.2, 1.6, 3.9, 4.0])
     expected = [[-1, -1], [0, 1], [0, 1], [2, 1], [3, 2], [-1, -1]]
-    np.testing.assert_array_equal(nearest_slices(places, 4, 2), expected)
+    np.testing.assert_array_equal(nearest_slices(places, torch.arange(4), 2), expected)
 
 
 def test_more_slices_than_there_are_leave_gaps():
-    np.testing.assert_array_equal(nearest_slices(torch.tensor([0.4]), 2, 4), [[0, 1, -1, -1]])
+    np.testing.assert_array_equal(nearest_slices(torch.tensor([0.4]), torch.arange(2), 4), [[0, 1, -1, -1]])
+
+
+def test_annotated_slices_answer_for_half_of_the_gap_beyond_them():
+    places = torch.tensor([0.4, 0.6, 4.9, 5.2, 13.4, 13.6])
+    expected = [[-1], [3], [3], [3], [11], [-1]]
+    np.testing.assert_array_equal(nearest_slices(places, torch.tensor([3, 8, 11]), 1)[:4], expected[:4])
+    np.testing.assert_array_equal(nearest_slices(places, torch.tensor([3, 8, 11]), 1)[4:], expected[4:])
+
+
+def test_a_scan_upside_down_is_found_and_an_upright_one_stays():
+    support = bodies(torch.arange(20) * 7.0)
+    upright, fit = align_scans(support, support, 7.0, 7.0)
+    reverse, reverse_fit = align_scans(support.flip(0), support, 7.0, 7.0)
+    torch.testing.assert_close(upright, torch.arange(20.0))
+    torch.testing.assert_close(reverse, torch.arange(19.0, -1, -1))
+    assert fit == pytest.approx(reverse_fit) == pytest.approx(1.0, abs=1e-5)
+    never, _ = align_scans(support.flip(0), support, 7.0, 7.0, flip_margin=3.0)
+    assert (never.diff() > 0).all()
+
+
+def waves(depth, shift=(0.0, 0.0, 0.0), cells=32):
+    """Features (depth, 48, cells, cells) that vary smoothly over a body that is shifted by cells and slices."""
+    z, y, x = torch.meshgrid(
+        torch.arange(depth) + shift[0], torch.arange(cells) + shift[1], torch.arange(cells) + shift[2], indexing="ij"
+    )
+    angles = torch.rand(24, 3, generator=torch.Generator().manual_seed(0)) * 0.5 - 0.25
+    phases = (angles @ torch.stack([z, y, x]).flatten(1).float()).reshape(24, depth, cells, cells)
+    return torch.cat([phases.sin(), phases.cos()]).movedim(1, 0)
+
+
+def test_locator_finds_a_shift_that_the_alignment_of_slices_missed():
+    locator = CellLocator(position_weight=5.0, depth_weight=0.03, rounds=8)
+    places = locator(waves(12, shift=(2.0, 3.0, 0.0)), waves(12), torch.arange(12.0), 10.0, 10.0)
+    assert places.shape == (12, 3, 32, 32)
+    start = CellLocator(rounds=0)(waves(12), waves(12), torch.arange(12.0), 10.0, 10.0)
+    moved = (places - start)[3:8, :, 10:22, 10:22].mean(dim=(0, 2, 3))
+    assert moved[0] * 32 == pytest.approx(3, abs=1.0)  # rows of the grid
+    assert moved[1] * 32 == pytest.approx(0, abs=0.5)
+    assert moved[2] == pytest.approx(2, abs=0.6)  # slices of 1 cm
+
+
+def test_locator_leaves_a_scan_on_itself_where_it_is():
+    places = CellLocator()(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
+    start = CellLocator(rounds=0)(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
+    centers = (torch.arange(32) + 0.5) / 32
+    torch.testing.assert_close(start[0, 0, :, 5], centers)
+    torch.testing.assert_close(start[:, 2, 0, 0], torch.arange(9.0) * 0.7)
+    assert (places - start)[2:7, :2, 8:24, 8:24].abs().max() < 0.02
+
+
+def test_locator_without_reach_keeps_the_slices():
+    positions = torch.tensor([2.0, 2.0, 5.0])
+    places = CellLocator()(waves(3), waves(9), positions, 7.0, 8.0, reach=0)
+    torch.testing.assert_close(places[:, 2], (positions * 0.8)[:, None, None].expand(3, 32, 32))
+
+
+def test_locator_takes_sensible_numbers_only():
+    with pytest.raises(ValueError, match="reach"):
+        CellLocator(reach=-1)

@@ -102,35 +102,31 @@ def normalize(vectors: Tensor, dim: int, floor: float = 1e-4) -> Tensor:
 
 
 def similarity(
-    query: Tensor,
-    vectors: Tensor,
-    positions: Optional[Tensor],
-    temperature: float,
-    position_weight: float,
+    query: Tensor, vectors: Tensor, temperature: float, places: Optional[Tensor] = None, cells: Optional[Tensor] = None
 ) -> Tensor:
-    """Scaled cosine similarity of prototypes to query cells, less a squared-distance term of their places.
+    """Scaled cosine similarity of prototypes to query cells, less the squared distance of their places, if given.
 
     Args:
         query: ``(B, D, h, w)`` query features.
         vectors: ``(B, P, D)`` prototypes.
-        positions: ``(B or 1, P, 2)`` places of the prototypes, needed where ``position_weight`` is not 0.
         temperature: factor of the cosine (20 in the paper).
-        position_weight: factor of the squared distance, in units of the image's side (0 in the paper).
+        places: ``(B or 1, P, K)`` places of the prototypes, in coordinates that carry their weight.
+        cells: ``(B or 1, h * w, K)`` places of the query's cells in the same coordinates.
 
     Returns:
         ``(B, P, h * w)``.
     """
-    vectors, cells = temperature * normalize(vectors, 2), normalize(query, 1).flatten(2)
-    if position_weight == 0.0 or positions is None:
-        return torch.bmm(vectors, cells)
+    vectors, features = temperature * normalize(vectors, 2), normalize(query, 1).flatten(2)
+    if places is None or cells is None:
+        return torch.bmm(vectors, features)
     # |a - b|^2 = |a|^2 - 2 ab + |b|^2, so that the places ride along in the one product
-    grid = grid_positions(query.shape[-2], query.shape[-1], positions)
-    places = positions.expand(vectors.shape[0], -1, -1)
+    places = places.expand(vectors.shape[0], -1, -1)
+    cells = cells.expand(vectors.shape[0], -1, -1).transpose(1, 2)
     similar = torch.bmm(
-        torch.cat([vectors, 2 * position_weight * places, -position_weight * places.square().sum(2, True)], dim=2),
-        torch.cat([cells, grid.T.expand(cells.shape[0], -1, -1), torch.ones_like(cells[:, :1])], dim=1),
+        torch.cat([vectors, 2 * places, -places.square().sum(dim=2, keepdim=True)], dim=2),
+        torch.cat([features, cells, torch.ones_like(cells[:, :1])], dim=1),
     )
-    return similar - position_weight * grid.square().sum(dim=1)
+    return similar - cells.square().sum(dim=1, keepdim=True)
 
 
 def match_prototypes(similar: Tensor, valid: Tensor, reach: float = 80.0) -> Tensor:

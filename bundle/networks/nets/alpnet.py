@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import List, Optional, Tuple
 
 import torch
@@ -47,6 +48,7 @@ class ALPNet(nn.Module):
             when a window of the current size does; ``"off"``: always, without a test.
         position_weight: factor of a squared-distance term between the places of query cell and prototype, in units
             of the image's side. 0, as in the paper, switches it off.
+        depth_weight: the same for their depths in cm, where :meth:`match` is told them.
         align: in training mode, append the logits of the support images, segmented by the prototypes of the query
             and its predicted mask (prototype alignment), as further channels.
         precision: number format of the encoder in eager mode: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The
@@ -68,6 +70,7 @@ class ALPNet(nn.Module):
         temperature: float = 20.0,
         foreground_gate: str = "official",
         position_weight: float = 0.0,
+        depth_weight: float = 0.0,
         align: bool = False,
         precision: str = "float32",
         upsample_training: bool = True,
@@ -91,6 +94,7 @@ class ALPNet(nn.Module):
         self.official_gate = foreground_gate == "official"
         self.no_gate = foreground_gate == "off"
         self.position_weight = position_weight
+        self.depth_weight = depth_weight
         self.align = align
         self.upsample_training = upsample_training
         if precision not in PRECISIONS:
@@ -132,7 +136,8 @@ class ALPNet(nn.Module):
         masks = central_pixels(support_label, self.stride).to(features.dtype)
         foreground, background = self.split_masks(masks, support_image.shape[1])
         grid = [features.shape[2], features.shape[3]]
-        scores = self.match(query, support, resize_mask(foreground.flatten(1, 2), grid), resize_mask(background, grid))
+        foreground = resize_mask(foreground.flatten(1, 2), grid)
+        scores = self.match(query, support, foreground, resize_mask(background, grid), None, None)
         if self.align and self.training:
             scores = torch.cat([scores, self.align_support(query, support, scores, support_label.shape[2])], dim=1)
         if self.training and not self.upsample_training:
@@ -184,7 +189,15 @@ class ALPNet(nn.Module):
         return support_label, 1 - support_label.sum(dim=1).clamp(max=1)
 
     @torch.jit.export
-    def match(self, query: Tensor, support: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    def match(
+        self,
+        query: Tensor,
+        support: Tensor,
+        foreground: Tensor,
+        background: Tensor,
+        places: Optional[Tensor] = None,
+        depths: Optional[Tensor] = None,
+    ) -> Tensor:
         """Score the classes in each cell of the query's feature grid.
 
         Args:
@@ -193,6 +206,9 @@ class ALPNet(nn.Module):
             foreground: masks ``(B, way * M, h, w)`` (way-major) on the feature grid.
             background: masks ``(B, M, h, w)``; a cell that is in no mask, such as a part that nobody annotated,
                 gives no prototype.
+            places: where the query's cells lie on the support, ``(B, 3, h, w)``: row and column in units of the
+                image's side, depth in cm. ``None`` for where they lie in the query, at no depth.
+            depths: depths ``(B, M)`` of the support images in cm, where ``places`` are given.
 
         Returns:
             Scores ``(B, 1 + way, h, w)``, channel 0 the background.
@@ -224,12 +240,24 @@ class ALPNet(nn.Module):
             dim=2,
         )  # (B, 1 + way, P)
         prototypes = torch.cat([vectors, levels.flatten(1, 2), mean_levels], dim=1)
-        positions: Optional[Tensor] = None
-        if self.position_weight != 0.0:
-            cells = grid_positions(height // min(window, height, width), width // min(window, height, width), levels)
-            places = cells[None].expand(batch, -1, -1).repeat(1, images, 1)
-            positions = torch.cat([places, centers.flatten(1, 2), mean_centers], dim=1)
-        similar = similarity(query, prototypes, positions, self.temperature, self.position_weight)
+        near = math.sqrt(self.position_weight)
+        spots: Optional[Tensor] = None
+        cells: Optional[Tensor] = None
+        if self.position_weight != 0.0 or depths is not None:
+            side = min(window, height, width)
+            grid = grid_positions(height // side, width // side, levels)[None].expand(batch, -1, -1)
+            spots = near * torch.cat([grid.repeat(1, images, 1), centers.flatten(1, 2), mean_centers], dim=1)
+            cells = near * grid_positions(query.shape[2], query.shape[3], levels)[None]
+            if places is not None:
+                cells = near * places[:, :2].flatten(2).transpose(1, 2)
+            if places is not None and depths is not None:
+                level_depths = depths[:, None].expand(-1, 1 + ways, -1)
+                mean_depths = (level_depths * share).sum(dim=2)
+                far = [depths.repeat_interleave(grid.shape[1], dim=1), level_depths.flatten(1), mean_depths]
+                deep = math.sqrt(self.depth_weight)
+                spots = torch.cat([spots, deep * torch.cat(far, dim=1)[..., None]], dim=2)
+                cells = torch.cat([cells, deep * places[:, 2].flatten(1)[..., None]], dim=2)
+        similar = similarity(query, prototypes, self.temperature, spots, cells)
         return match_prototypes(similar, valid).reshape(batch, 1 + ways, query.shape[2], query.shape[3])
 
     def gate(self, foreground: Tensor, coverage: Tensor) -> Tensor:
@@ -256,5 +284,5 @@ class ALPNet(nn.Module):
             background, foreground = predicted[:, :1], predicted[:, 1 + way : 2 + way]
             for shot in range(shots):
                 target = images[:, way * shots + shot]
-                aligned.append(self.match(target, query[:, None], foreground, background))
+                aligned.append(self.match(target, query[:, None], foreground, background, None, None))
         return torch.cat(aligned, dim=1)
