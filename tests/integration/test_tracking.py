@@ -16,6 +16,7 @@ SMALL = {
     "epoch_length": 4,
     "batch_size": 2,
     "val_length": 2,
+    "log_interval": 1,
     "pretrained": False,
     "superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}],
     "superpixel#min_area_px": 16,
