@@ -118,8 +118,7 @@ class FinishedCases:
             [_state(entry[IMAGE]), _state(entry[LABEL]), describe(dict(entry))]
             for entry in resolve_support(self.support, self.dataset_dir)
         ]
-        versions = [metadata.version(name) for name in PACKAGES]
-        parts = [describe(self.settings), _state(self.weights), support, versions, code_digest()]
+        parts = [describe(self.settings), _state(self.weights), support, _versions(), code_digest()]
         return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -127,6 +126,17 @@ def _state(path: str | os.PathLike) -> list[Any]:
     """What changes when a file does: its name, size in bytes and time of change in ns."""
     status = os.stat(path)
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
+
+
+def _versions() -> list[str]:
+    """Versions of what the results depend on, besides this package."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # built into the environment without a record
+            continue
+    return found
 
 
 @lru_cache(maxsize=1)

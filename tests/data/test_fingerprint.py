@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundle.data.fingerprint import (
+    Finding,
+    check_entries,
+    check_folder,
+    check_label_file,
+    grid_difference,
+    read_fingerprint,
+)
+from bundle.data.preflight import check_training, leave_out
+from scripts.check import check
+
+from ..conftest import GEOMETRIES, save_nifti
+
+
+def test_fingerprint_by_hand(tmp_path):
+    values = np.zeros((4, 3, 2), np.int16)
+    values[1, 2, 0], values[0, 0, 1] = 7, 300
+    path = save_nifti(tmp_path / "a.nii.gz", values, np.diag([-1.5, 2, 5, 1]))
+    image, label = read_fingerprint(path), read_fingerprint(path, is_label=True)
+    assert image.shape == label.shape == (4, 3, 2)
+    assert image.spacing_mm == (1.5, 2, 5)
+    assert (image.dtype, image.low, image.high) == ("int16", 0, 300)
+    assert image.values is None
+    assert label.values == (7, 300)
+    plain = save_nifti(tmp_path / "b.nii", values.astype(np.float32)[..., None])
+    assert read_fingerprint(plain).digest == image.digest  # the same numbers in another format and file
+    values[0, 0, 0] = 1
+    assert read_fingerprint(save_nifti(tmp_path / "c.nii", values)).digest != image.digest
+    big = nib.Nifti1Image(values, np.eye(4)).as_reoriented([[0, 1], [1, 1], [2, 1]])
+    nib.save(nib.Nifti1Image(values, np.eye(4), nib.Nifti1Header(endianness=">")), tmp_path / "d.nii")
+    nib.save(nib.Nifti2Image(np.asarray(big.dataobj), np.eye(4)), tmp_path / "e.nii.gz")
+    for name in ("d.nii", "e.nii.gz"):
+        assert read_fingerprint(tmp_path / name).digest == read_fingerprint(tmp_path / "c.nii").digest
+
+
+def test_each_file_is_opened_once_and_again_when_it_changes(tmp_path, phantom_dir, monkeypatch):
+    opened: Counter[str] = Counter()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.update([path.name]) or read(path))
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        save_nifti(tmp_path / "imagesTr" / f"{name}.nii.gz", rng.normal(size=(4, 4, 4)))
+    entries = [{"image": str(tmp_path / "imagesTr" / f"{name}.nii.gz")} for name in "abc"]
+    for _ in range(2):
+        assert check_entries(entries) == []
+    assert set(opened.values()) == {1}
+    save_nifti(tmp_path / "imagesTr" / "b.nii.gz", np.zeros((4, 4, 4)))
+    os.utime(tmp_path / "imagesTr" / "b.nii.gz", (1, 1))
+    (finding,) = check_entries(entries)
+    assert finding.index == 1
+    assert "b.nii.gz: every voxel is 0" in finding.line
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SPL", "AIR"])
+def test_order_and_direction_of_axes_are_no_difference(name, codes, tmp_path):
+    affine, shape = GEOMETRIES[name]
+    values = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    image = nib.Nifti1Image(values, affine)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
+    label = image.as_reoriented(turn)
+    turned, distance_mm = grid_difference(label.shape, label.affine, shape, affine)
+    assert turned == shape
+    assert distance_mm == pytest.approx(0, abs=1e-3)
+    nib.save(image, tmp_path / "i.nii")
+    nib.save(label, tmp_path / "l.nii")
+    check_label_file(tmp_path / "l.nii", tmp_path / "i.nii")
+
+
+def test_distance_of_a_corner_by_hand():
+    moved = np.diag([2.0, 2, 5, 1])
+    moved[:3, 3] = 3, 0, 4
+    assert grid_difference((4, 4, 4), moved, (4, 4, 4), np.diag([2.0, 2, 5, 1])) == ((4, 4, 4), pytest.approx(5))
+    longer = np.diag([2.0, 2, 6, 1])  # 1 mm more a slice, over 3 slices
+    assert grid_difference((4, 4, 4), longer, (4, 4, 4), np.diag([2.0, 2, 5, 1]))[1] == pytest.approx(3)
+
+
+def test_findings_leave_out_what_they_spoil():
+    entries, said = list("abcd"), []
+    leave_out(entries, [Finding("b is bad", 1), Finding("a folder is odd"), Finding("d is bad", 3)], say=said.append)
+    assert entries == ["a", "c"]
+    assert said == ["left out: b is bad", "a folder is odd", "left out: d is bad"]
+    with pytest.raises(ValueError, match=r"^x \(1 more above\)$"):
+        leave_out(entries, [Finding("y"), Finding("x", 0)], strict=True, say=said.append)
+    with pytest.raises(ValueError, match="^only$"):
+        leave_out(["z"], [Finding("only", 0)], say=said.append)
+    assert entries == ["a", "c"]
+
+
+def test_a_training_without_images_is_told_by_the_training(tmp_path):
+    assert check_training([], tmp_path, [tmp_path / "out"]) == []
+
+
+def test_a_good_data_set_has_no_findings(phantom_dir, capsys):
+    assert check_folder(phantom_dir) == []
+    check(str(phantom_dir), strict=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{phantom_dir}: 5 scans, 5 usable, 0 findings"
+    assert "shape: 48 x 48 x 12" in lines
+    assert "label 1 liver: in 5 of 5" in lines
