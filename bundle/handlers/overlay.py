@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from ..visualize import overlay_figure, save_figure, to_planes
 class OverlaySaver:
     """Saves ``output_dir/<case>/<case>_overlay.png`` for each case: slices with the prediction, and the truth if known.
 
-    The image is read from its file again, since what the network saw is cut and normalized; one case is in memory at
-    a time. A case whose picture cannot be made is reported in the log and does not stop the run.
+    The image is read from its file again, since what the network saw is cut and normalized. Pictures are drawn in a
+    thread while the next case is segmented, one case at a time. A case whose picture cannot be made is reported in the
+    log and does not stop the run.
 
     Args:
         output_dir: folder of the predictions.
@@ -48,18 +50,41 @@ class OverlaySaver:
         self.truth_key = truth_key
         self.count = count
         self.postfix = postfix
+        self._pool: ThreadPoolExecutor | None = None
+        self._drawn: Future | None = None
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator whose outputs are decollated and postprocessed."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.finish())
 
     def save(self, engine: Engine) -> None:
-        """Save the pictures of an iteration; what postprocessing leaves untouched is in the batch."""
-        for batch, output in zip(engine.state.batch, engine.state.output):
+        """Start the pictures of an iteration; what postprocessing leaves untouched is in the batch."""
+        self.finish()
+        cases = [{**batch, **output} for batch, output in zip(engine.state.batch, engine.state.output)]
+        for case in cases:
+            self.check(case)
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="overlays")
+        self._drawn = self._pool.submit(self._draw_all, cases)
+
+    def finish(self) -> None:
+        """Wait for the pictures that were started."""
+        if self._drawn is not None:
+            self._drawn.result()
+            self._drawn = None
+
+    def _draw_all(self, cases: Sequence[Mapping[str, Any]]) -> None:
+        for case in cases:
             try:
-                self.draw({**batch, **output})
+                self.draw(case)
             except (OSError, ValueError, RuntimeError) as error:
                 logging.getLogger(__name__).warning("no overlay of a case: %s", error)
+
+    def check(self, output: Mapping[str, Any]) -> None:
+        """Raise a KeyError if the keys of prediction or truth are absent."""
+        missing = [key for key in (self.pred_key, self.truth_key) if key is not None and key not in output]
+        if missing:
+            raise KeyError(f"OverlaySaver: {missing} absent, there are {sorted(map(str, output))}")
 
     def draw(self, output: Mapping[str, Any]) -> Path:
         """Save the picture of one case and return its file.
@@ -68,9 +93,7 @@ class OverlaySaver:
             KeyError: if a key is absent.
             ValueError: if prediction, truth and image are not on one grid.
         """
-        missing = [key for key in (self.pred_key, self.truth_key) if key is not None and key not in output]
-        if missing:
-            raise KeyError(f"OverlaySaver: {missing} absent, there are {sorted(map(str, output))}")
+        self.check(output)
         prediction = output[self.pred_key]
         source = str(prediction.meta.get("filename_or_obj", ""))
         image = LoadImage(image_only=True, ensure_channel_first=True)(source)

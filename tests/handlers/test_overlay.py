@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -40,6 +41,24 @@ def test_a_case_without_its_file_does_not_stop_the_run(case, tmp_path, caplog):
     run(OverlaySaver(tmp_path / "out"), [{}], [{"pred": case}])
     assert "no overlay" in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_drawn_while_the_next_case_is_segmented(case, tmp_path, monkeypatch):
+    segmented, drawn = threading.Event(), []
+
+    def draw(self, output):
+        drawn.append((output["number"], segmented.wait(30)))
+
+    def segment(engine, batch):
+        if batch[0]["number"] == 2:
+            segmented.set()  # the picture of the first case waits for this
+        return [{"pred": case}]
+
+    monkeypatch.setattr(OverlaySaver, "draw", draw)
+    engine = Engine(segment)
+    OverlaySaver(tmp_path).attach(engine)
+    engine.run([[{"number": number}] for number in (1, 2, 3)], max_epochs=1)
+    assert drawn == [(1, True), (2, True), (3, True)]
 
 
 def test_a_wrong_key_is_named(case, tmp_path):
