@@ -134,7 +134,7 @@ def segment_volume(network: ALPNet, image: Tensor, support: Any, values: list[in
     labels = support.label.movedim(-1, 0).to(image.device)
     query, known = (describe_slices(torch.stack([encode(network, one) for one in s])) for s in (slices, references))
     positions, _ = align_scans(query, known, spacing_mm, support.spacing_mm)
-    nearest = nearest_slices(positions, torch.arange(len(references)), 1)[:, 0].tolist()
+    nearest = nearest_slices(positions.cpu(), torch.arange(len(references)), 1)[:, 0].tolist()
     out = torch.zeros(len(slices), *image.shape[1:3], dtype=torch.uint8)
     for z, index in enumerate(nearest):
         best = None
