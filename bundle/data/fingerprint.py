@@ -279,7 +279,7 @@ def check_folder(dataset_dir: str | os.PathLike) -> list[Finding]:
         if item.is_dir() and wanted is not None and item.name != wanted:
             lines.append(f"{item}: is not read, the folder's name must be {wanted}; rename it")
     for images, labels in FOLDERS.items():
-        named: dict[str, Path] = {}
+        named: dict[str, str] = {}
         for item in _files(root / images, lines):
             if same_name(item) in named:
                 other = named[same_name(item)]
