@@ -98,6 +98,7 @@ def speed(
     place = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     common = {"dataset_dir": str(dataset_dir), "cache_dir": str(Path(output_dir) / "superpixels"), "device": str(place)}
     common |= overrides or {}
+    torch.backends.cudnn.benchmark = True  # the fastest kernels, for both sides
     rows: list[Row] = []
     if "start" in parts:
         rows += start_rows(common, output_dir)
