@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checks import check_geometry, check_label_values
 from .data.fingerprint import check_same_grid, read_fingerprint
-from .data.support import SupportScan, load_support
+from .data.support import SLICES, VALUES, SupportScan, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
 
@@ -136,7 +136,7 @@ class FewShotSegmenter:
         single = not isinstance(images, (list, tuple))
         per_scan = {
             name: [given] if single else _each(given, len(scans), name)
-            for name, given in (("values", values), ("slices", slices))
+            for name, given in ((VALUES, values), (SLICES, slices))
         }
         support = []
         for index, (image, label) in enumerate(zip(scans, maps)):

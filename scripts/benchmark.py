@@ -1,6 +1,6 @@
-"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And speed.
+"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And volumes and speed.
 
-Usage: python -m scripts.benchmark {accuracy,speed} --dataset_dir DIR --output_dir RUNS [options]
+Usage: python -m scripts.benchmark {accuracy,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import fire
 from bundle.atomic import replacing, write_text
 
 from .speed import speed
+from .volumes import volumes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -175,7 +176,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        fire.Fire({"accuracy": accuracy, "speed": speed}, name="scripts.benchmark")
+        fire.Fire({"accuracy": accuracy, "volumes": volumes, "speed": speed}, name="scripts.benchmark")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
 
