@@ -157,10 +157,9 @@ class CellLocator:
         steps = torch.arange(-reach, reach + 1, device=query.device)
         around = positions.to(query.device).round().long()[:, None] + steps
         known = (around >= 0) & (around < len(support))
-        spots = _at_depth(
-            grid_positions(height, width, query),
-            torch.arange(len(support), device=query.device)[:, None, None] * slice_cm,
-        ).transpose(1, 2)  # (Ds, P, 3)
+        centers = grid_positions(height, width, query)
+        planes = torch.arange(len(support), device=query.device)[:, None, None] * slice_cm
+        spots = _at_depth(centers, planes).transpose(1, 2)  # (Ds, P, 3)
         weight = torch.tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt().to(query)
         for _ in range(self.rounds):
             for index in range(len(query)):
@@ -177,7 +176,7 @@ class CellLocator:
             moved = _blur(field, 0, self.smoothing_mm / query_spacing).flatten(2)
         field = moved.reshape(len(query), 3, height, width)
         field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
-        return _at_depth(grid_positions(*size, query), depths).reshape(len(query), 3, *size) + field
+        return _at_depth(grid_positions(size[0], size[1], query), depths).reshape(len(query), 3, *size) + field
 
 
 def _at_depth(grid: Tensor, depths: Tensor) -> Tensor:

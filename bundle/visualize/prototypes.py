@@ -141,7 +141,7 @@ def prototype_map(
         weight = network.position_weight**0.5
         places = grid_positions(height, width, features)[None].repeat(1, count, 1)
         spots = weight * torch.cat([places, centers.flatten(1, 2), mean_centers], dim=1)
-        near = weight * grid_positions(*grid, features)[None]
+        near = weight * grid_positions(grid[0], grid[1], features)[None]
     prototypes = torch.cat([vectors, levels.flatten(1, 2), mean_levels], dim=1)
     similar = similarity(cells, prototypes, network.temperature, spots, near)[0].cpu()
     weights = torch.where(valid[..., None], similar[None], torch.full_like(similar[None], -1e4)).softmax(dim=1)
