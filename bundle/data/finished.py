@@ -65,6 +65,7 @@ class FinishedCases:
         self.resume = resume
         self.cases: list[str] = []
         self._keys: dict[str, str] = {}
+        self._written: list[str] = []  # cases of the last iteration
 
     def leave_out(self, entries: MutableSequence[Mapping[str, Any]]) -> None:
         """Take finished cases out of ``[{"image": path}, …]``; their names are in ``cases`` then."""
@@ -84,17 +85,26 @@ class FinishedCases:
         entries[:] = kept
 
     def attach(self, engine: Engine) -> None:
-        """Listen to an evaluator, after every handler that writes a case's results."""
+        """Listen to an evaluator, after every handler that writes a case's results.
+
+        Handlers may write an iteration's results while the next one is computed, but not longer.
+        """
+        engine.add_event_handler(Events.STARTED, lambda _: self._written.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._record_written())
 
     def record(self, engine: Engine) -> None:
-        """Record the cases of an iteration as finished."""
-        for item in engine.state.batch:
-            case = case_name(str(item[IMAGE].meta["filename_or_obj"]))
+        """Record the cases of the iteration before as finished."""
+        self._record_written()
+        self._written = [case_name(str(item[IMAGE].meta["filename_or_obj"])) for item in engine.state.batch]
+
+    def _record_written(self) -> None:
+        for case in self._written:
             folder = self.output_dir / case
             if case in self._keys and folder.is_dir():
                 files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
                 write_json(folder / RECORD, {"key": self._keys[case], "files": files})
+        self._written = []
 
     def _is_finished(self, case: str) -> bool:
         folder = self.output_dir / case

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from bundle.data.finished import RECORD, FinishedCases, describe
@@ -94,10 +95,13 @@ def case(tmp_path):
     first.leave_out(left)
     assert left == entries
 
-    class State:
-        batch = [{"image": type("Image", (), {"meta": {"filename_or_obj": entries[0]["image"]}})}]
-
-    first.record(type("Engine", (), {"state": State}))
+    engine = Engine(lambda engine, batch: None)
+    first.attach(engine)
+    held = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: held.append((tmp_path / "out/q" / RECORD).exists()))
+    image = type("Image", (), {"meta": {"filename_or_obj": entries[0]["image"]}})
+    engine.run([[{"image": image}], []])
+    assert held == [False, True]  # pictures of a case may be drawn while the next one is segmented
     return tmp_path, make, entries
 
 
