@@ -4,7 +4,6 @@ from .bank import SliceBank
 from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
 from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
-from .finished import FinishedCases
 from .preflight import check_run, check_training
 from .prepare_episodes import PrepareEpisodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
@@ -16,7 +15,6 @@ __all__ = [
     "PROTOCOLS",
     "EpisodeDataset",
     "EpisodeSampler",
-    "FinishedCases",
     "PrepareEpisodes",
     "Protocol",
     "ReadAheadLoader",

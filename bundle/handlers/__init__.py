@@ -4,6 +4,7 @@ from .case_quality import CaseQuality
 from .device_memory import DeviceMemory
 from .episode_pictures import EpisodePictures
 from .evaluation_report import EvaluationReport
+from .finished import FinishedCases
 from .list_output import ListOutput
 from .loss_guard import LossGuard
 from .overlay import OverlaySaver
@@ -18,6 +19,7 @@ __all__ = [
     "DeviceMemory",
     "EpisodePictures",
     "EvaluationReport",
+    "FinishedCases",
     "ListOutput",
     "LossGuard",
     "MLFlowPictures",

@@ -16,9 +16,9 @@ from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
 from ..data.datalist import case_name
-from ..data.finished import FinishedCases
 from ..keys import PRED, TRUTH_MASKS
 from ..metrics import scan_dice
+from .finished import FinishedCases
 
 
 class EvaluationReport:

@@ -19,10 +19,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..atomic import write_json
+from ..data.datalist import case_name
+from ..data.datastore import Datastore
+from ..data.support import resolve_support
 from ..keys import IMAGE, LABEL
-from .datalist import case_name
-from .datastore import Datastore
-from .support import resolve_support
 
 RECORD = ".finished.json"  # in a case's folder; written last, so that its presence means finished
 PACKAGES = ("monai", "nibabel", "numpy", "scipy", "torch")

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from bundle.data.finished import RECORD, FinishedCases, describe
+from bundle.handlers.finished import RECORD, FinishedCases, describe
 from bundle.transforms import RandView
 
 from ..conftest import ROOT, TINY_NETWORK
