@@ -123,7 +123,7 @@ def test_kill_while_saving_leaves_the_last_complete_epoch(tmp_path, monkeypatch)
     def dies(state, file):
         calls.append(1)
         if len(calls) == 2:
-            open(file, "wb").write(b"half")
+            file.write(b"half")
             raise Interrupted
         save(state, file)
 
