@@ -127,6 +127,20 @@ def test_each_support_has_its_own_values(tiny_weights, phantom_dir, query):
     assert result.meta["label_values"].flatten().tolist() == [7, 300]
 
 
+def test_unlabelled_slices_are_unknown_if_said(tiny_weights, phantom_dir, query):
+    made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), **SETTINGS)
+    image, label = scan_of(phantom_dir, 1), load(scan_of(phantom_dir, 1, "labelsTr"))[0].copy()
+    shown = np.flatnonzero(label.any(axis=(0, 1)))
+    label[..., np.setdiff1d(shown, shown[len(shown) // 2 - 1 : len(shown) // 2 + 1])] = 0  # two neighbors stay
+    volume = {}
+    for slices in ("all", "labelled"):
+        made.set_support(image, label, slices=slices)
+        volume[slices] = int((made.segment(query) > 0).sum())
+    assert volume["all"] < volume["labelled"]  # there, slices without a label say that no organ is there
+    with pytest.raises(ValueError, match="slices of a support must be"):
+        made.set_support([image], [label], slices=["some"])
+
+
 def test_labels_of_the_config_are_the_ones_segmented(tiny_weights, phantom_dir, query):
     made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[2], **SETTINGS)
     made.set_support(scan_of(phantom_dir, 1), scan_of(phantom_dir, 1, "labelsTr"))
