@@ -136,7 +136,7 @@ def _bundle_run(configs: Sequence[str], overrides: dict[str, Any], log: Path, th
         str(list(configs)),
         *arguments,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ, "OMP_NUM_THREADS": str(threads)}  # large pages
     with open(log, "w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
