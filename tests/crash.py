@@ -79,7 +79,7 @@ def preparation(folder: Path, data: Path) -> None:
 def benchmark(folder: Path, data: Path) -> None:
     """Train and evaluate a fold, each in a process of its own."""
     small = {key: value for key, value in OVERRIDES.items() if key != "bundle_root"}
-    accuracy(str(data), str(folder), folds=(0,), num_folds=2, overrides={**small, **TRAINING, "max_epochs": 3})
+    accuracy(str(data), str(folder), folds=(0,), num_folds=2, overrides={**small, **TRAINING, "max_epochs": 2})
 
 
 JOBS: dict[str, Callable[[Path, Path], None]] = {
