@@ -192,7 +192,7 @@ def grid_difference(
         Its shape with its axes in the other's order, and how far a corner lies from the other's, in mm; 0 where the
         shapes differ.
     """
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(other_affine))
+    turn = nib.io_orientation(np.linalg.inv(other_affine) @ affine)  # to each other: oblique scans have no clear codes
     turned = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
     if turned != tuple(other_shape):
         return turned, 0.0
