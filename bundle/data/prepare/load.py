@@ -76,7 +76,7 @@ def _on_grid(label: Volume, image: Volume, case: Case, ignore_geometry: bool) ->
             return Volume(label.array, image.affine)
     else:
         distance = grid_difference(label.array.shape, label.affine, image.array.shape, image.affine)[1]
-        to_image = nib.orientations.ornt_transform(nib.io_orientation(label.affine), nib.io_orientation(image.affine))
+        to_image = nib.io_orientation(np.linalg.inv(image.affine) @ label.affine)
         label = Volume(nib.orientations.apply_orientation(label.array, to_image), image.affine)
     if label.array.shape != image.array.shape:
         raise ValueError(
