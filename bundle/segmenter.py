@@ -30,11 +30,13 @@ class Segmentation(NamedTuple):
         label: label map of the scan's shape and type.
         confidence: percent, uint8, on the same grid and of the same type.
         support_fit: how similar the scan is to the support scan that fits best, in -1..1.
+        agreement: each label's value and how well the prediction gives the support's label back, in 0..1.
     """
 
     label: Any
     confidence: Any
     support_fit: float
+    agreement: dict[int, float]
 
 
 class FewShotSegmenter:
@@ -181,7 +183,9 @@ class FewShotSegmenter:
         if not confidence:
             return label
         fit = float(torch.as_tensor(item[PRED].meta["support_fit"]).flatten()[0])
-        return Segmentation(label, _like(item[CONFIDENCE], image), fit)
+        values, numbers = (torch.as_tensor(item[PRED].meta[key]).flatten() for key in ("label_values", "agreement"))
+        agreement = {int(value): float(number) for value, number in zip(values, numbers)}
+        return Segmentation(label, _like(item[CONFIDENCE], image), fit, agreement)
 
     def _support_scan(
         self, image: Scan, label: Scan, number: int, affine: Any, spacing: Any, options: Mapping[str, Any]

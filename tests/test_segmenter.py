@@ -157,7 +157,7 @@ def test_confidence_tells_how_sure_each_voxel_is(segmenter, query, expected):
 
 
 def test_a_scan_segments_itself(tiny_weights, phantom_dir):
-    made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), **SETTINGS)
+    made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), **SETTINGS, num_slices=1)
     label = load(scan_of(phantom_dir, 1, "labelsTr"))[0]
     made.set_support(scan_of(phantom_dir, 1), (label == 1).astype(np.uint8))
     result = np.asarray(made.segment(scan_of(phantom_dir, 1)))

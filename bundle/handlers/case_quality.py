@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,17 +16,21 @@ from ..atomic import write_json
 from ..data.datalist import case_name
 from ..keys import CONFIDENCE, PRED
 
+logger = logging.getLogger(__name__)
+
 
 class CaseQuality:
     """Writes ``output_dir/<case>/<case>_quality.json``: how well the support fits, and how sure each label is.
 
-    ``support_fit``, in -1..1, is there if the prediction's meta data have it, see :class:`FewShotInferer`;
+    ``support_fit``, in -1..1, and ``agreement``, in 0..1 for each label, are there if the prediction's meta data have
+    them, see :class:`FewShotInferer`. Labels that agree badly are named in ``warning`` and in one line of the log;
     ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted voxels, ``null``
     for a label that was not found. Without either, no file is written. Each of several processes writes its own cases.
 
     Args:
         output_dir: folder of the predictions.
         names: names of the label values.
+        warn_below: agreement below which a label is warned of.
         pred_key: key of the label map ``(1, X, Y, Z)``.
         confidence_key: key of the confidence in percent, on the same grid; may be absent.
         postfix: end of the file's name.
@@ -38,12 +43,14 @@ class CaseQuality:
         pred_key: str = PRED,
         confidence_key: str = CONFIDENCE,
         postfix: str = "quality",
+        warn_below: float = 0.3,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.names = dict(names or {})
         self.pred_key = pred_key
         self.confidence_key = confidence_key
         self.postfix = postfix
+        self.warn_below = warn_below
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator whose outputs are decollated and postprocessed."""
@@ -66,6 +73,8 @@ class CaseQuality:
         if not found:
             return None
         case = case_name(str(output[self.pred_key].meta.get("filename_or_obj", "case")))
+        if "warning" in found:
+            logger.warning(f"{case}: {found['warning']}")
         path = self.output_dir / case / f"{case}_{self.postfix}.json"
         write_json(path, found)
         return path
@@ -76,6 +85,15 @@ class CaseQuality:
         fit = prediction.meta.get("support_fit")
         if fit is not None:
             found["support_fit"] = round(float(torch.as_tensor(fit).flatten()[0]), 4)
+        agreement = prediction.meta.get("agreement")
+        if agreement is not None:
+            values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
+            numbers = torch.as_tensor(agreement).flatten().tolist()
+            found["agreement"] = {self._name(value): round(number, 4) for value, number in zip(values, numbers)}
+            weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < self.warn_below]
+            if weak:
+                what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
+                found["warning"] = f"{what}, agreement below {self.warn_below}: {', '.join(weak)}"
         if confidence is not None:
             labels = prediction.as_subclass(torch.Tensor).cpu()
             percent = confidence.as_subclass(torch.Tensor).cpu().float()
@@ -84,6 +102,8 @@ class CaseQuality:
             found["confidence"] = {}
             for value in map(int, values):
                 inside = percent[labels == value]
-                name = self.names.get(value, f"label {value}")
-                found["confidence"][name] = round(float(inside.mean()), 2) if inside.numel() else None
+                found["confidence"][self._name(value)] = round(float(inside.mean()), 2) if inside.numel() else None
         return found
+
+    def _name(self, value: int) -> str:
+        return self.names.get(value, f"label {value}")

@@ -57,11 +57,13 @@ class Placement(NamedTuple):
         chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
         places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
         fit: how similar the aligned slices are, in -1..1.
+        positions: the query slices' positions ``(D,)``, in units of the support's slices.
     """
 
     chosen: Tensor
     places: Tensor | None
     fit: float
+    positions: Tensor
 
 
 class FewShotInferer(Inferer):
@@ -84,7 +86,8 @@ class FewShotInferer(Inferer):
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
-    The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels.
+    The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
+    default also ``support_fit``, how similar the aligned slices are, and ``agreement``, see :meth:`measure_agreement`.
 
     Args:
         support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
@@ -104,6 +107,7 @@ class FewShotInferer(Inferer):
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
+        min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -126,6 +130,7 @@ class FewShotInferer(Inferer):
         confident_margin: float = 1.0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
+        min_agreement: float = 0.0,
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
@@ -143,6 +148,7 @@ class FewShotInferer(Inferer):
         self.confident_margin = confident_margin
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
+        self.min_agreement = min_agreement
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
@@ -202,6 +208,11 @@ class FewShotInferer(Inferer):
         for _ in range(self.num_refinements):
             scores = (scores + self._match_itself(network, features, scores, possible, compete)) / 2
             scores = smooth_slices(scores, possible, sigma)
+        if compete:
+            agreement = self.measure_agreement(network, features, placed, values, scores)
+            meta["agreement"] = agreement[None].cpu()
+            kept = F.pad(agreement >= self.min_agreement, (1, 0), value=True)
+            scores = smooth_slices(scores, possible & kept, 0.0)
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [
@@ -231,7 +242,13 @@ class FewShotInferer(Inferer):
         with self._lock:
             if self._given:
                 return [
-                    self._cached(network, ("given", index), device, lambda s=scan: s)  # type: ignore[misc]
+                    self._cached(
+                        network,
+                        ("given", index),
+                        device,
+                        lambda s=scan: s,  # type: ignore[misc]
+                        len(self._given),
+                    )
                     for index, scan in enumerate(self._given)
                 ]
             if self.preprocessing is None:
@@ -278,7 +295,8 @@ class FewShotInferer(Inferer):
         if self.locator is not None:
             places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
-        return Placement(nearest_slices(positions.cpu(), scan.slices, self.num_slices), places, fit)
+        positions = positions.cpu()
+        return Placement(nearest_slices(positions, scan.slices, self.num_slices), places, fit, positions)
 
     def _match_scans(
         self,
@@ -400,6 +418,56 @@ class FewShotInferer(Inferer):
                     cosine = torch.bmm(queries, cells[index.clamp(min=0)]).amax(dim=2)
                     best[part] = torch.where(index[:, None] >= 0, best[part].maximum(cosine), best[part])
         return best.clamp(max=1).reshape(len(features), *features.shape[-2:])
+
+    @torch.no_grad()
+    def measure_agreement(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        placed: Sequence[tuple[EncodedSupport, Placement]],
+        values: Sequence[int],
+        scores: Tensor,
+    ) -> Tensor:
+        """How well the prediction, as a support itself, gives the support's labels back: an estimate without truth.
+
+        Each annotated support slice is segmented by the prediction on the query slice that lies nearest; one without
+        a query slice within reach gives nothing back.
+
+        Args:
+            features: ``(D, channels, h, w)`` of the query.
+            placed: the support scans and where the query lies on them.
+            values: the ``n`` labels.
+            scores: scores ``(D, 1 + n, h, w)`` of the prediction.
+
+        Returns:
+            Dice of each label ``(n,)`` on the feature grid, of the best scan that shows it; 0 if none does.
+
+        Reference: reverse classification accuracy, Valindria et al., IEEE TMI 36(8), 2017,
+        https://doi.org/10.1109/TMI.2017.2665165.
+        """
+        grid, classes = features.shape[-2:], 1 + len(values)
+        predicted = F.one_hot(scores.argmax(dim=1), classes).movedim(-1, 1).to(features.dtype)  # (D, 1 + n, h, w)
+        best = features.new_zeros(len(values))
+        for scan, placement in placed:
+            distance = (scan.slices[:, None] - placement.positions[None]).abs()  # (A, D)
+            nearest = distance.argmin(dim=1)
+            step = placement.positions.diff().abs().max().item() if len(features) > 1 else 1.0
+            reached = (distance.amin(dim=1) <= max(1.0, step)).to(features.device)
+            both, sizes = features.new_zeros(len(values)), features.new_zeros(len(values))
+            for part in torch.arange(len(scan.slices)).split(self.slice_batch_size):
+                index, own = scan.slices[part].to(features.device), nearest[part].to(features.device)
+                labels = scan.label[index]
+                shares = torch.stack([labels == value for value in values], dim=1).float()
+                truth = _to_grid(shares, grid) > 0.5  # (b, n, h, w)
+                found = network.match(
+                    scan.features[index], features[own][:, None], predicted[own, 1:], predicted[own, :1], None, None
+                ).argmax(dim=1)
+                given = F.one_hot(found, classes).movedim(-1, 1)[:, 1:].bool() & reached[part, None, None, None]
+                both += (given & truth).sum(dim=(0, 2, 3))
+                sizes += given.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+            shown = torch.tensor([value in scan.values for value in values], device=features.device)
+            best = torch.where(shown, best.maximum(2 * both / sizes.clamp(min=1)), best)
+        return best
 
     def _match_itself(
         self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, fewest: int = 3

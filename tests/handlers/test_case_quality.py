@@ -37,3 +37,20 @@ def test_what_is_absent_is_not_written(tmp_path):
     assert json.loads(path.read_text()) == {"support_fit": -0.5}
     with pytest.raises(KeyError, match=r"'pred' absent, there are \['other'\]"):
         saver.write({"other": 1})
+
+
+@pytest.mark.parametrize(
+    ("agreement", "warning"),
+    [
+        ([0.8, 0.5], None),
+        ([0.8, 0.25], "look at these labels, agreement below 0.3: spleen 0.25"),
+        ([0.1, 0.0], "the support does not fit this scan, agreement below 0.3: liver 0.10, spleen 0.00"),
+    ],
+)
+def test_labels_that_agree_badly_are_warned_of_in_the_file_and_the_log(tmp_path, caplog, agreement, warning):
+    found = prediction(agreement=torch.tensor([agreement]), label_values=torch.tensor([[1, 2]]))
+    path = CaseQuality(tmp_path, NAMES).write({"pred": found})
+    read = json.loads(path.read_text())
+    assert read["agreement"] == pytest.approx(dict(zip(NAMES.values(), agreement)))
+    assert read.get("warning") == warning
+    assert [record.message for record in caplog.records] == ([f"case_7: {warning}"] if warning else [])

@@ -403,3 +403,20 @@ def test_inferer_without_support_says_what_to_call():
 def test_empty_support_list_is_named(files):
     with pytest.raises(ValueError, match="no support: label at least one scan"):
         from_files(files)(query_of(noise(0)), make_tiny())
+
+
+def test_agreement_is_high_with_the_scan_itself_and_nothing_with_another_body():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    _, same = segment(given(scan), CountingNetwork(), query_of(noise(0)))
+    label_map, other = segment(given(scan, min_agreement=0.5), CountingNetwork(), query_of(noise(7)))
+    assert same.meta["agreement"].shape == (1, 2)
+    assert same.meta["agreement"].min() > 0.95
+    assert other.meta["agreement"].max() < 0.5
+    assert (label_map == 0).all()  # a label that does not agree is absent
+
+
+def test_agreement_counts_the_support_that_the_query_does_not_reach():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    _, half = segment(given(scan), CountingNetwork(), query_of(noise(0)[..., :5]))  # label 3 begins in slice 5
+    assert half.meta["agreement"][0, 0] == pytest.approx(0.75, abs=0.1)  # 3 of 5 slices: 2 * 3 / (3 + 5)
+    assert half.meta["agreement"][0, 1] < 0.35
