@@ -227,7 +227,13 @@ def prototypes(
     with torch.no_grad():
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
     described, described_reference = (describe_slices(feature) for feature in features)
-    positions, _ = align_scans(described, described_reference, slice_spacing(scan), support.spacing_mm)
+    positions, _ = align_scans(
+        described,
+        described_reference,
+        slice_spacing(scan),
+        support.spacing_mm,
+        **parser.get_parsed_content("alignment"),
+    )
     chosen = nearest_slices(
         positions, torch.tensor(support.annotated_slices), parser.get_parsed_content("num_slices")
     )  # (Dq, K)

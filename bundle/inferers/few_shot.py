@@ -96,6 +96,7 @@ class FewShotInferer(Inferer):
         labels: values to segment; ``None`` for all that the support shows.
         dataset_dir: folder to which paths of the support may be relative.
         num_slices: support slices that answer for a query slice.
+        alignment: arguments of :func:`align_scans`; what is not given keeps its default.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
         fit_temperature: scans whose alignment is less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
@@ -121,6 +122,7 @@ class FewShotInferer(Inferer):
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
         num_slices: int = 1,
+        alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
@@ -139,6 +141,7 @@ class FewShotInferer(Inferer):
         self.labels = list(labels) if labels is not None else None
         self.dataset_dir = dataset_dir
         self.num_slices = num_slices
+        self.alignment = dict(alignment or {})
         self.locator = locator
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
@@ -290,7 +293,9 @@ class FewShotInferer(Inferer):
 
     def _place(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
         """Where the query lies on a support scan."""
-        positions, fit = align_scans(describe_slices(features), scan.description, spacing_mm, scan.spacing_mm)
+        positions, fit = align_scans(
+            describe_slices(features), scan.description, spacing_mm, scan.spacing_mm, **self.alignment
+        )
         places = None
         if self.locator is not None:
             places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
@@ -434,6 +439,7 @@ class FewShotInferer(Inferer):
         a query slice within reach gives nothing back.
 
         Args:
+            network: the network that matches.
             features: ``(D, channels, h, w)`` of the query.
             placed: the support scans and where the query lies on them.
             values: the ``n`` labels.

@@ -32,6 +32,7 @@ def align_scans(
     support_spacing: float,
     scales: Sequence[float] = (0.8, 0.9, 1.0, 1.1, 1.25),
     min_overlap: float = 0.5,
+    overlap_penalty: float = 0.3,
     flip_margin: float = 0.1,
 ) -> tuple[Tensor, float]:
     """Place of each query slice on the support scan: the affine map along z with the most similar slices.
@@ -43,6 +44,7 @@ def align_scans(
         support_spacing: distance of the support's slices in mm.
         scales: body heights of the support relative to the query's that are tried.
         min_overlap: smallest share of the shorter scan that has to overlap.
+        overlap_penalty: what a map loses if the scans do not overlap at all, in proportion to what does not.
         flip_margin: by how much more similar the slices must be in reverse order for the query to count as upside
             down; a header that lies about the direction of z does that.
 
@@ -52,33 +54,34 @@ def align_scans(
     """
     similar = query @ support.T  # (Dq, Ds)
     ratio = query_spacing / support_spacing
-    upright, fit = _best_line(similar, [scale * ratio for scale in scales], min_overlap)
-    reverse, reverse_fit = _best_line(similar.flip(0), [scale * ratio for scale in scales], min_overlap)
+    slopes = [scale * ratio for scale in scales]
+    upright, fit = _best_line(similar, slopes, min_overlap, overlap_penalty)
+    reverse, reverse_fit = _best_line(similar.flip(0), slopes, min_overlap, overlap_penalty)
     return (reverse.flip(0), reverse_fit) if reverse_fit > fit + flip_margin else (upright, fit)
 
 
-def _best_line(similar: Tensor, slopes: Sequence[float], min_overlap: float) -> tuple[Tensor, float]:
-    """The line through a table ``(Dq, Ds)`` of similar slices with the largest mean, and that mean."""
+def _best_line(
+    similar: Tensor, slopes: Sequence[float], min_overlap: float, overlap_penalty: float
+) -> tuple[Tensor, float]:
+    """The line through a table ``(Dq, Ds)`` of similar slices with the best mean, and that mean."""
     queries, supports = similar.shape
     steps = torch.arange(queries, dtype=torch.float32)
-    lines = torch.cat(
-        [steps * slope + torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5)[:, None] for slope in slopes]
-    )  # (L, Dq), all candidates at once
-    fewest = torch.cat(
-        [
-            torch.full((2 * (int((queries - 1) * slope) + 1 + supports),), min_overlap * min(queries, supports / slope))
-            for slope in slopes
-        ]
-    )
-    lines, fewest = lines.to(similar.device), fewest.to(similar.device).clamp(min=1.0)
-    inside = (lines > -0.5) & (lines < supports - 0.5)
+    lines, largest = [], []
+    for slope in slopes:  # all candidates at once: (L, Dq)
+        offsets = torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5)
+        lines.append(steps * slope + offsets[:, None])
+        largest.append(torch.full_like(offsets, max(1.0, min(queries, supports / slope))))
+    positions = torch.cat(lines).to(similar.device)
+    possible = torch.cat(largest).to(similar.device)
+    inside = (positions > -0.5) & (positions < supports - 0.5)
     count = inside.sum(dim=1)
-    nearest = lines.round().clamp(0, supports - 1).long()
+    nearest = positions.round().clamp(0, supports - 1).long()
     found = similar[torch.arange(queries, device=similar.device), nearest]
-    scores = (found * inside).sum(dim=1) / count.clamp(min=1)
-    scores = torch.where(count >= fewest, scores, torch.full_like(scores, -2.0))
+    means = (found * inside).sum(dim=1) / count.clamp(min=1)
+    scores = means - overlap_penalty * (1 - count / possible).clamp(min=0)
+    scores = torch.where(count >= (min_overlap * possible).clamp(min=1), scores, torch.full_like(scores, -9.0))
     best = int(scores.argmax())
-    return lines[best], float(scores[best])
+    return positions[best], float(means[best])
 
 
 class CellLocator:

@@ -35,7 +35,7 @@ def test_overlap_has_to_be_large_enough():
     support = bodies(torch.arange(20) * 7.0 + 133)  # only the last slice of the query is on the support
     places, _ = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
     assert ((places > -0.5) & (places < 19.5)).sum() >= 10
-    free, similarity = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0)
+    free, similarity = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0, overlap_penalty=0.0)
     torch.testing.assert_close(free, torch.arange(20.0) - 19)
     assert similarity == pytest.approx(1.0, abs=1e-5)
 
@@ -127,3 +127,10 @@ def test_locator_without_reach_keeps_the_slices():
 def test_locator_takes_sensible_numbers_only():
     with pytest.raises(ValueError, match="reach"):
         CellLocator(reach=-1)
+
+
+def test_of_lines_as_similar_the_one_that_overlaps_more_counts():
+    same = torch.ones(12, 5)  # every slice is like every other
+    places, fit = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
+    assert ((places > -0.5) & (places < 11.5)).all()
+    assert fit == pytest.approx(5.0)  # the similarity itself, without the penalty

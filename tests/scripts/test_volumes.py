@@ -125,7 +125,7 @@ def result():
     confidence[label == 1], confidence[label == 2] = 80, 60
     image = np.random.default_rng(0).normal(size=truth.shape)
     image[1:15, 1:15] += 100
-    found = Segmentation(scan(label).to(torch.uint8), scan(confidence).to(torch.uint8), 0.5)
+    found = Segmentation(scan(label).to(torch.uint8), scan(confidence).to(torch.uint8), 0.5, {1: 0.8})
     return measure(found, (scan(image), scan(truth)), {1: "one", 2: "two"}, scan(whole))
 
 
@@ -194,7 +194,7 @@ def test_the_support_is_never_a_query(phantom_dir, runs, tmp_path, monkeypatch):
 
     class Segmenter:
         def segment(self, image, confidence):
-            return Segmentation(image, image, 0.0)
+            return Segmentation(image, image, 0.0, {})
 
     chosen = [CONDITIONS[name] for name in ("1 support", "3 supports", "5 supports, 3 slices")]
     module.measure_fold(Segmenter(), split, split["queries"], chosen, {1: "one"}, tmp_path, {"fold": 0, "seed": 0})
