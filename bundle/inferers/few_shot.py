@@ -436,7 +436,7 @@ class FewShotInferer(Inferer):
         """How well the prediction, as a support itself, gives the support's labels back: an estimate without truth.
 
         Each annotated support slice is segmented by the prediction on the query slice that lies nearest; one without
-        a query slice within reach gives nothing back.
+        a query slice within reach does not count, so that half an organ may agree, and one out of view cannot.
 
         Args:
             network: the network that matches.
@@ -464,11 +464,12 @@ class FewShotInferer(Inferer):
                 index, own = scan.slices[part].to(features.device), nearest[part].to(features.device)
                 labels = scan.label[index]
                 shares = torch.stack([labels == value for value in values], dim=1).float()
-                truth = _to_grid(shares, grid) > 0.5  # (b, n, h, w)
+                seen = reached[part, None, None, None]
+                truth = (_to_grid(shares, grid) > 0.5) & seen  # (b, n, h, w)
                 found = network.match(
                     scan.features[index], features[own][:, None], predicted[own, 1:], predicted[own, :1], None, None
                 ).argmax(dim=1)
-                given = F.one_hot(found, classes).movedim(-1, 1)[:, 1:].bool() & reached[part, None, None, None]
+                given = F.one_hot(found, classes).movedim(-1, 1)[:, 1:].bool() & seen
                 both += (given & truth).sum(dim=(0, 2, 3))
                 sizes += given.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
             shown = torch.tensor([value in scan.values for value in values], device=features.device)

@@ -415,8 +415,8 @@ def test_agreement_is_high_with_the_scan_itself_and_nothing_with_another_body():
     assert (label_map == 0).all()  # a label that does not agree is absent
 
 
-def test_agreement_counts_the_support_that_the_query_does_not_reach():
+def test_half_an_organ_agrees_and_one_out_of_view_does_not():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     _, half = segment(given(scan), CountingNetwork(), query_of(noise(0)[..., :5]))  # label 3 begins in slice 5
-    assert half.meta["agreement"][0, 0] == pytest.approx(0.75, abs=0.1)  # 3 of 5 slices: 2 * 3 / (3 + 5)
+    assert half.meta["agreement"][0, 0] > 0.8  # slices 2 to 4 of 2 to 6, and 5 by its neighbor
     assert half.meta["agreement"][0, 1] < 0.35
