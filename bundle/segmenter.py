@@ -76,10 +76,7 @@ class FewShotSegmenter:
 
     @classmethod
     def from_bundle(
-        cls,
-        path: str | os.PathLike = ".",
-        config: str | Sequence[str] = "configs/inference.json",
-        **overrides: Any,
+        cls, path: str | os.PathLike = ".", config: str | Sequence[str] = "configs/inference.json", **overrides: Any
     ) -> FewShotSegmenter:
         """Build a segmenter of a bundle.
 
@@ -149,12 +146,7 @@ class FewShotSegmenter:
 
     @torch.no_grad()
     def segment(
-        self,
-        image: Scan,
-        *,
-        affine: Any = None,
-        spacing: Sequence[float] | None = None,
-        confidence: bool = False,
+        self, image: Scan, *, affine: Any = None, spacing: Sequence[float] | None = None, confidence: bool = False
     ) -> Any:
         """Segment a scan.
 

@@ -314,12 +314,7 @@ class _Scene:
         self.paint(_coverage(self.shape(solid, box)), tissue, box, label)
 
     def strands(
-        self,
-        inside: np.ndarray,
-        wavelength_mm: float,
-        thickness: float,
-        opacity: float,
-        box: tuple[slice, ...] = WHOLE,
+        self, inside: np.ndarray, wavelength_mm: float, thickness: float, opacity: float, box: tuple[slice, ...] = WHOLE
     ) -> None:
         """Draw winding vessels (where two smooth functions vanish together) inside a shape."""
         points = self.points[(slice(None),) + box]

@@ -109,11 +109,7 @@ def query_chunks(labelled: np.ndarray, num_chunks: int = 3) -> np.ndarray:
 
 
 def evaluation_split(
-    dataset_dir: str | os.PathLike,
-    protocol: str,
-    fold: int,
-    num_folds: int = 5,
-    support_index: int | None = None,
+    dataset_dir: str | os.PathLike, protocol: str, fold: int, num_folds: int = 5, support_index: int | None = None
 ) -> dict[str, list[dict]]:
     """Training, support and query scans of a fold of a data set.
 

@@ -33,11 +33,7 @@ class TrainingState:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        objects: Mapping[str, Any],
-        evaluator: Engine | None = None,
-        resume: bool = True,
+        self, path: str | os.PathLike, objects: Mapping[str, Any], evaluator: Engine | None = None, resume: bool = True
     ) -> None:
         self.path = Path(path)
         self.objects = {

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,13 +246,7 @@ class FewShotInferer(Inferer):
         with self._lock:
             if self._given:
                 return [
-                    self._cached(
-                        network,
-                        ("given", index),
-                        device,
-                        lambda s=scan: s,  # type: ignore[misc]
-                        len(self._given),
-                    )
+                    self._cached(network, ("given", index), device, partial(lambda s: s, scan), len(self._given))
                     for index, scan in enumerate(self._given)
                 ]
             if self.preprocessing is None:
@@ -265,7 +260,7 @@ class FewShotInferer(Inferer):
                         json.dumps([entry.get(VALUES), entry.get(SLICES)]),
                     ),
                     device,
-                    lambda e=entry: load_support(e, self.preprocessing, self.labels),  # type: ignore[misc]
+                    partial(load_support, entry, self.preprocessing, self.labels),
                     len(entries),
                 )
                 for entry in resolve_support(entries, self.dataset_dir)
@@ -333,12 +328,7 @@ class FewShotInferer(Inferer):
         return F.pad(scores, (0, 0, 0, 0, 1, 0)), F.pad(possible, (1, 0), value=True)
 
     def _match_slices(
-        self,
-        network: nn.Module,
-        features: Tensor,
-        scan: EncodedSupport,
-        values: Sequence[int],
-        placement: Placement,
+        self, network: nn.Module, features: Tensor, scan: EncodedSupport, values: Sequence[int], placement: Placement
     ) -> tuple[Tensor, Tensor]:
         """Scores ``(D, 1 + n, h, w)`` by one scan, and which labels the slices that answer show ``(D, n)``."""
         grid = features.shape[-2:]

@@ -156,10 +156,7 @@ def test_training_learns_from_images_alone_and_leaves_flat_weights(run_config, t
 
 def test_network_of_the_metadata_and_its_export(tmp_path, tiny_weights, monkeypatch):
     monkeypatch.chdir(ROOT)
-    configs = {
-        "meta_file": str(ROOT / "configs/metadata.json"),
-        "config_file": str(ROOT / "configs/inference.json"),
-    }
+    configs = {"meta_file": str(ROOT / "configs/metadata.json"), "config_file": str(ROOT / "configs/inference.json")}
     verify_net_in_out("network_def", device="cpu", **configs)
     verify_net_in_out("network_def", device="cpu", **configs, network_def=TINY_NETWORK)
     exported = tmp_path / "model.ts"

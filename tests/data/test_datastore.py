@@ -60,8 +60,7 @@ def test_an_image_is_known_by_its_file(tmp_path, phantom_dir):
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
-    [("nobody", "no such image"), ("phantom_02", "no finished label"), ("phantom_01", "is empty")],
+    ("key", "message"), [("nobody", "no such image"), ("phantom_02", "no finished label"), ("phantom_01", "is empty")]
 )
 def test_an_unusable_support_is_named(tmp_path, phantom_dir, key, message):
     studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})

@@ -76,8 +76,7 @@ def test_absent_organ_has_no_chunk():
 
 
 @pytest.mark.parametrize(
-    ("name", "chunks", "index"),
-    [("official", 3, -1), ("adnet_ep1", 3, 2), ("adnet_ep2", 1, 2), ("volume", 0, -1)],
+    ("name", "chunks", "index"), [("official", 3, -1), ("adnet_ep1", 3, 2), ("adnet_ep2", 1, 2), ("volume", 0, -1)]
 )
 def test_protocols_by_name(name, chunks, index):
     protocol = get_protocol(name)

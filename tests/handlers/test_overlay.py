@@ -77,12 +77,7 @@ def test_record_holds_command_settings_and_time(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "expected"),
-    [
-        ("--a#b", "--a#b"),
-        ("[{'a':1}]", "\"[{'a':1}]\""),
-        ("two words", "'two words'"),
-        ("$HOME's", "'$HOME'\"'\"'s'"),
-    ],
+    [("--a#b", "--a#b"), ("[{'a':1}]", "\"[{'a':1}]\""), ("two words", "'two words'"), ("$HOME's", "'$HOME'\"'\"'s'")],
 )
 def test_commands_can_be_pasted(argument, expected):
     assert quote(argument) == expected

@@ -131,10 +131,7 @@ class Client:
     def infer(self, image: str, dst: Path | None = None, params: dict | None = None) -> tuple[int, dict]:
         """Segment a scan into a file; status and the answer's parameters, or its error."""
         status, kind, content = self.call(
-            "POST",
-            f"/infer/{NAME}",
-            {"image": image, "output": "all"},
-            fields={"params": json.dumps(params or {})},
+            "POST", f"/infer/{NAME}", {"image": image, "output": "all"}, fields={"params": json.dumps(params or {})}
         )
         if status != 200:
             return status, json.loads(content)

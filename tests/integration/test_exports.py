@@ -83,10 +83,7 @@ def test_onnx_gives_the_same_scores_at_any_size(tmp_path, tiny_weights):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     path = tmp_path / "model.onnx"
     onnx_export(
-        filepath=str(path),
-        input_shape=[2, 3, 64, 64],
-        converter_kwargs=DYNAMIC,
-        **arguments(tmp_path, tiny_weights),
+        filepath=str(path), input_shape=[2, 3, 64, 64], converter_kwargs=DYNAMIC, **arguments(tmp_path, tiny_weights)
     )
     session = runtime.InferenceSession(str(path))
     for shape in ((1, 64, 64), (3, 32, 80)):

@@ -15,10 +15,7 @@ from ..networks.test_alpnet import PatchEncoder, blob
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"foreground_gate": "official"},
-        {"foreground_gate": "matched", "position_weight": 10.0, "training_window": 2},
-    ],
+    [{"foreground_gate": "official"}, {"foreground_gate": "matched", "position_weight": 10.0, "training_window": 2}],
     ids=["published", "default"],
 )
 @pytest.mark.parametrize("radius", [20.0, 5.0, 200.0], ids=["gate open", "class level only", "no background"])

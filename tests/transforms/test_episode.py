@@ -11,14 +11,7 @@ from torch.utils.data import default_collate
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
 from bundle.transforms.episode import apply_drawn_views, apply_gamma, apply_views, spread_control_points
 
-STILL = {
-    "rotation_deg": 0.0,
-    "shift_px": 0.0,
-    "shear_deg": 0.0,
-    "zoom": (1, 1),
-    "elastic_px": 0.0,
-    "gamma": (1, 1),
-}
+STILL = {"rotation_deg": 0.0, "shift_px": 0.0, "shear_deg": 0.0, "zoom": (1, 1), "elastic_px": 0.0, "gamma": (1, 1)}
 SHAPE = (40, 56)  # not square: a wrong scale of one axis shows
 
 

@@ -148,11 +148,7 @@ RECIPES: Mapping[str, Recipe] = {
         clip_percent=0.5,
         spacing_mm=(1.25, 1.25, 8.0),
         size=(256, 256),
-        classes=(
-            LabelClass("left ventricle", 500),
-            LabelClass("myocardium", 200),
-            LabelClass("right ventricle", 600),
-        ),
+        classes=(LabelClass("left ventricle", 500), LabelClass("myocardium", 200), LabelClass("right ventricle", 600)),
         modality="MR",
         need_label=True,
     ),

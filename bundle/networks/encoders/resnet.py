@@ -44,11 +44,7 @@ class ResNetEncoder(Encoder):
     """
 
     def __init__(
-        self,
-        depth: int = 101,
-        output_stride: int = 8,
-        embedding_channels: int | None = 256,
-        freeze_norm: bool = False,
+        self, depth: int = 101, output_stride: int = 8, embedding_channels: int | None = 256, freeze_norm: bool = False
     ) -> None:
         if depth not in RESNET_LAYERS:
             raise ValueError(f"depth must be one of {sorted(RESNET_LAYERS)}, got {depth}")

@@ -232,12 +232,7 @@ class ALPNet(nn.Module):
         shot_level = torch.cat([none, present[:, 1:] & gate], dim=1)[:, None] & own[..., None]
         mean_level = ~torch.cat([local_background.any(dim=2, keepdim=True), gate], dim=1)
         valid = torch.cat(
-            [
-                torch.cat([local_background, local_foreground], dim=1),
-                shot_level.flatten(2),
-                own & mean_level,
-            ],
-            dim=2,
+            [torch.cat([local_background, local_foreground], dim=1), shot_level.flatten(2), own & mean_level], dim=2
         )  # (B, 1 + way, P)
         prototypes = torch.cat([vectors, levels.flatten(1, 2), mean_levels], dim=1)
         near = math.sqrt(self.position_weight)

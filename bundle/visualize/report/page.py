@@ -148,10 +148,9 @@ def scores_section(run: Run, named: bool) -> str:
             rows.append(f"<tr><th>{escape(case)}</th>{''.join(map(score_cell, values))}</tr>")
     foot = "".join(f'<td class="number">{with_sd(run.label_scores(label))}</td>' for label in labels)
     foot += f'<td class="number">{percent(run.mean)}</td>'
-    rule = {
-        "volume": "over the whole volume; no extent of an organ was given",
-        "": "protocol not recorded",
-    }.get(run.protocol, "within the organ's true extent, as this protocol prescribes")
+    rule = {"volume": "over the whole volume; no extent of an organ was given", "": "protocol not recorded"}.get(
+        run.protocol, "within the organ's true extent, as this protocol prescribes"
+    )
     return (
         f"<h2>Dice{' of ' + escape(run.name) if named else ''}</h2>"
         f"<p class='soft'>Percent, protocol {escape(run.protocol or 'unknown')}: {escape(rule)}. A dot is a case, the "

@@ -91,10 +91,7 @@ def case_pictures(
         else:
             maps["truth"] = turned.astype(np.int64)
     heats: dict[str, tuple[np.ndarray, HeatScale]] = {}
-    for name, path, scale in (
-        (CONFIDENCE, confidence, CONFIDENCE_SCALE),
-        (SIMILARITY, similarity, SIMILARITY_SCALE),
-    ):
+    for name, path, scale in ((CONFIDENCE, confidence, CONFIDENCE_SCALE), (SIMILARITY, similarity, SIMILARITY_SCALE)):
         if path is None:
             continue
         volume = _read(path)[0]
