@@ -13,8 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..atomic import write_json
-from ..data.datalist import case_name
 from ..keys import CONFIDENCE, PRED
+from .cases import case_file, check_keys, iteration_cases, scan_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ class CaseQuality:
     Args:
         output_dir: folder of the predictions.
         names: names of the label values.
-        warn_below: agreement below which a label is warned of.
         pred_key: key of the label map ``(1, X, Y, Z)``.
         confidence_key: key of the confidence in percent, on the same grid; may be absent.
         postfix: end of the file's name.
+        warn_below: agreement below which a label is warned of.
     """
 
     def __init__(
@@ -57,25 +57,24 @@ class CaseQuality:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        """Write the files of an iteration; what postprocessing leaves untouched is in the batch."""
-        for batch, output in zip(engine.state.batch, engine.state.output):
-            self.write({**batch, **output})
+        """Write the files of an iteration."""
+        for case in iteration_cases(engine):
+            self.write(case)
 
-    def write(self, output: Mapping[str, Any]) -> Path | None:
+    def write(self, case: Mapping[str, Any]) -> Path | None:
         """Write the file of one case and return it; ``None`` if there is nothing to tell.
 
         Raises:
             KeyError: without the label map.
         """
-        if self.pred_key not in output:
-            raise KeyError(f"CaseQuality: {self.pred_key!r} absent, there are {sorted(map(str, output))}")
-        found = self.measure(output[self.pred_key], output.get(self.confidence_key))
+        check_keys(case, [self.pred_key], "CaseQuality")
+        prediction = case[self.pred_key]
+        found = self.measure(prediction, case.get(self.confidence_key))
         if not found:
             return None
-        case = case_name(str(output[self.pred_key].meta.get("filename_or_obj", "case")))
         if "warning" in found:
-            logger.warning(f"{case}: {found['warning']}")
-        path = self.output_dir / case / f"{case}_{self.postfix}.json"
+            logger.warning(f"{scan_name(prediction)}: {found['warning']}")
+        path = case_file(self.output_dir, prediction, f"{self.postfix}.json")
         write_json(path, found)
         return path
 

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
-from ..data.datalist import case_name
 from ..keys import PRED, TRUTH_MASKS
 from ..metrics import scan_dice
+from .cases import scan_name
 from .finished import FinishedCases
 
 
@@ -82,7 +82,7 @@ class EvaluationReport:
                 output[TRUTH_MASKS].as_subclass(torch.Tensor),
                 self.within_extent,
             )
-            case = case_name(str(output[PRED].meta.get("filename_or_obj", "case")))
+            case = scan_name(output[PRED])
             for value, score in zip(self.labels, dice.tolist()):
                 percent = "" if np.isnan(score) else round(100 * score, 3)
                 row = {"case": case, "label": value, "name": self.names[value], "dice": percent}

@@ -14,9 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import LoadImage
 
-from ..data.datalist import case_name
 from ..keys import PRED
 from ..visualize import overlay_figure, save_figure, to_planes
+from .cases import case_file, check_keys, iteration_cases, scan_name
 
 
 class OverlaySaver:
@@ -59,9 +59,9 @@ class OverlaySaver:
         engine.add_event_handler(Events.COMPLETED, lambda _: self.finish())
 
     def save(self, engine: Engine) -> None:
-        """Start the pictures of an iteration; what postprocessing leaves untouched is in the batch."""
+        """Start the pictures of an iteration."""
         self.finish()
-        cases = [{**batch, **output} for batch, output in zip(engine.state.batch, engine.state.output)]
+        cases = iteration_cases(engine)
         for case in cases:
             self.check(case)
         self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="overlays")
@@ -80,32 +80,30 @@ class OverlaySaver:
             except (OSError, ValueError, RuntimeError) as error:
                 logging.getLogger(__name__).warning("no overlay of a case: %s", error)
 
-    def check(self, output: Mapping[str, Any]) -> None:
+    def check(self, case: Mapping[str, Any]) -> None:
         """Raise a KeyError if the keys of prediction or truth are absent."""
-        missing = [key for key in (self.pred_key, self.truth_key) if key is not None and key not in output]
-        if missing:
-            raise KeyError(f"OverlaySaver: {missing} absent, there are {sorted(map(str, output))}")
+        check_keys(case, [key for key in (self.pred_key, self.truth_key) if key is not None], "OverlaySaver")
 
-    def draw(self, output: Mapping[str, Any]) -> Path:
+    def draw(self, case: Mapping[str, Any]) -> Path:
         """Save the picture of one case and return its file.
 
         Raises:
             KeyError: if a key is absent.
             ValueError: if prediction, truth and image are not on one grid.
         """
-        self.check(output)
-        prediction = output[self.pred_key]
+        self.check(case)
+        prediction = case[self.pred_key]
         source = str(prediction.meta.get("filename_or_obj", ""))
         image = LoadImage(image_only=True, ensure_channel_first=True)(source)
         affine = np.asarray(image.affine)
         planes = to_planes(_plain(image), affine)
         filled, outlined = (
-            None if key is None else to_planes(_plain(output[key]), affine).values
+            None if key is None else to_planes(_plain(case[key]), affine).values
             for key in (self.pred_key, self.truth_key)
         )
-        case = case_name(source)
-        figure = overlay_figure(planes, filled, outlined, names=self.names, title=case, count=self.count)
-        return save_figure(figure, self.output_dir / case / f"{case}_{self.postfix}.png", dpi=120)
+        title = scan_name(prediction)
+        figure = overlay_figure(planes, filled, outlined, names=self.names, title=title, count=self.count)
+        return save_figure(figure, case_file(self.output_dir, prediction, f"{self.postfix}.png"), dpi=120)
 
 
 def _plain(volume: torch.Tensor) -> np.ndarray:

@@ -35,7 +35,7 @@ def test_what_is_absent_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
     path = saver.write({"pred": prediction(support_fit=-0.5)})
     assert json.loads(path.read_text()) == {"support_fit": -0.5}
-    with pytest.raises(KeyError, match=r"'pred' absent, there are \['other'\]"):
+    with pytest.raises(KeyError, match=r"CaseQuality: \['pred'\] absent, there are \['other'\]"):
         saver.write({"other": 1})
 
 

@@ -62,7 +62,7 @@ def test_pictures_are_drawn_while_the_next_case_is_segmented(case, tmp_path, mon
 
 
 def test_a_wrong_key_is_named(case, tmp_path):
-    with pytest.raises(KeyError, match=r"\['truth'\] absent"):
+    with pytest.raises(KeyError, match=r"OverlaySaver: \['truth'\] absent"):
         OverlaySaver(tmp_path, truth_key="truth").draw({"pred": case})
 
 
