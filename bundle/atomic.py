@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial."  # how the name of a file begins that is still being written
-STALE_S = 3600.0  # age of a partial file whose writer must be gone: nothing here takes that long to write
+STALE_S = 86400.0  # age of a partial file whose writer is gone, even if clocks differ or a machine slept meanwhile
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         OSError: naming the file and the remedy, if it cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f"{PARTIAL}{os.getpid()}.{threading.get_ident()}.{target.name}")
+    temporary = target.with_name(f"{PARTIAL}{secrets.token_hex(8)}.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
