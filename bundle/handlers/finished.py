@@ -7,21 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, MutableSequence, Sequence
-from enum import Enum
-from functools import lru_cache, partial
-from importlib import metadata
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 
 from ..atomic import write_json
 from ..data.datalist import case_name
 from ..data.datastore import Datastore
 from ..data.support import resolve_support
+from ..identity import code_digest, describe, file_state, installed_versions
 from ..keys import IMAGE, LABEL
 
 RECORD = ".finished.json"  # in a case's folder; written last, so that its presence means finished
@@ -74,7 +69,7 @@ class FinishedCases:
         self.cases, kept = [], []
         for entry in entries:
             case = case_name(entry[IMAGE])
-            states = [_state(entry[key]) for key in (IMAGE, LABEL) if entry.get(key) is not None]
+            states = [file_state(entry[key]) for key in (IMAGE, LABEL) if entry.get(key) is not None]
             self._keys[case] = hashlib.sha1(f"{shared}{states}".encode()).hexdigest()
             done = self.resume and Datastore.find(entry[IMAGE]) is None and self._is_finished(case)
             if done and (listed is None or case in listed):
@@ -125,75 +120,9 @@ class FinishedCases:
     def _shared_key(self) -> str:
         """What all cases have in common."""
         support = [
-            [_state(entry[IMAGE]), _state(entry[LABEL]), describe(dict(entry))]
+            [file_state(entry[IMAGE]), file_state(entry[LABEL]), describe(dict(entry))]
             for entry in resolve_support(self.support, self.dataset_dir)
         ]
-        parts = [describe(self.settings), _state(self.weights), support, _versions(), code_digest()]
+        parts: list[Any] = [describe(self.settings), file_state(self.weights), support]
+        parts += [installed_versions(PACKAGES), code_digest()]
         return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _state(path: str | os.PathLike) -> list[Any]:
-    """What changes when a file does: its name, size in bytes and time of change in ns."""
-    status = os.stat(path)
-    return [os.path.basename(path), status.st_size, status.st_mtime_ns]
-
-
-def _versions() -> list[str]:
-    """Versions of what the results depend on, besides this package."""
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:  # built into the environment without a record
-            continue
-    return found
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Changes with the code of this package, whose results may change with it."""
-    digest = hashlib.sha1()
-    root = Path(__file__).resolve().parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
-    """Plain nested values that change with what an object does: its class and public attributes, all the way down.
-
-    Weights are left out, and so is what has no attributes, such as locks and random generators.
-    """
-    if item is None or isinstance(item, (bool, int, float, str)):
-        return item
-    if id(item) in above:
-        return "above"
-    above = (*above, id(item))
-    if isinstance(item, Mapping):
-        return {str(key): describe(value, above) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return [describe(value, above) for value in item]
-    if isinstance(item, (set, frozenset)):
-        return sorted(str(value) for value in item)
-    if isinstance(item, (np.ndarray, np.generic)):
-        return [str(item.dtype), np.asarray(item).tolist()]
-    if isinstance(item, torch.Tensor):
-        return [str(item.dtype), item.tolist()]
-    if isinstance(item, MethodType):
-        return [item.__func__.__qualname__, describe(item.__self__, above)]
-    if isinstance(item, FunctionType):
-        code = item.__code__
-        values = [value for value in code.co_consts if value is None or isinstance(value, (bool, int, float, str))]
-        return [item.__qualname__, code.co_code.hex(), list(code.co_names), values]
-    if isinstance(item, partial):
-        return [describe(item.func, above), describe(item.args, above), describe(item.keywords, above)]
-    if isinstance(item, (type, Enum, os.PathLike, torch.dtype, torch.device, np.dtype)):
-        return str(item)
-    name = f"{type(item).__module__}.{type(item).__qualname__}"
-    if isinstance(item, torch.jit.ScriptModule):
-        return name  # all of it is in the file of its weights
-    public = {key: value for key, value in getattr(item, "__dict__", {}).items() if not key.startswith("_")}
-    public.pop("training", None)
-    if isinstance(item, torch.nn.Module):
-        public |= dict(item.named_children())
-    return [name, {key: describe(value, above) for key, value in sorted(public.items())}]

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,14 @@ from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..atomic import write_json
+from ..identity import installed_versions
 
 PACKAGES = ("torch", "monai", "numpy", "scikit-image", "nibabel", "pytorch-ignite")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this bundle and of what it runs on."""
-    found = {"bundle": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"bundle": __version__, "python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def quote(argument: str) -> str:

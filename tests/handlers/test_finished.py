@@ -5,12 +5,11 @@ import os
 from copy import deepcopy
 
 import pytest
-import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from bundle.handlers.finished import RECORD, FinishedCases, describe
-from bundle.transforms import RandView
+from bundle.handlers.finished import RECORD, FinishedCases
+from bundle.identity import describe
 
 from ..conftest import ROOT, TINY_NETWORK
 
@@ -66,15 +65,6 @@ def test_the_same_settings_are_the_same(usual):
     assert settings() == usual
     assert settings(num_workers=3, strict=True) == usual
     assert "0x" not in usual  # no place in memory
-
-
-def test_functions_and_views_are_told_apart():
-    assert describe(lambda x: x > 1) != describe(lambda x: x > 2)
-    assert describe(torch.relu) == describe(torch.relu)
-    assert describe(RandView(zoom=(1, 2))) != describe(RandView(zoom=(1, 3)))
-    inner: list = []
-    inner.append(inner)
-    assert describe(inner) == ["above"]
 
 
 @pytest.fixture
