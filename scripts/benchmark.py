@@ -99,7 +99,7 @@ def accuracy(
         complete = trained.is_file() and not (folder / "training_state.pt").is_file()
         if weights is None and not complete:
             training = {**shared, "seed": run.seed, "output_dir": str(folder), "ckpt_dir": str(trained.parent)}
-            training["cache_dir"] = str(Path(output_dir) / "superpixels")
+            training["cache_dir"] = str(Path(output_dir) / "cache")
             training["exclude_labels"] = list(run.group)
             _bundle_run(["configs/train.json", "configs/fold.json", *config], training, folder / "train.log", threads)
         if not (folder / protocol / "summary.json").is_file():

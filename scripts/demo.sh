@@ -25,7 +25,7 @@ segment models/model.pt "$out/segmented"
 
 echo "3/4  training for a moment on the phantoms, without their labels"
 run --config_file configs/train.json --dataset_dir "$out/data" --output_dir "$out/training" --ckpt_dir "$out/training/models" \
-    --cache_dir "$out/training/superpixels" --max_epochs 2 --epoch_length 80 --val_length 16 --learning_rate 0.0002
+    --cache_dir "$out/training/cache" --max_epochs 2 --epoch_length 80 --val_length 16 --learning_rate 0.0002
 
 echo "4/4  segmenting again with the weights of that training"
 segment "$out/training/models/model_final.pt" "$out/segmented_after_training"

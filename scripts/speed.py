@@ -96,7 +96,7 @@ def speed(
     if not set(parts) <= known:
         raise ValueError(f"parts must be among {sorted(known)}, got {list(parts)}")
     place = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-    common = {"dataset_dir": str(dataset_dir), "cache_dir": str(Path(output_dir) / "superpixels"), "device": str(place)}
+    common = {"dataset_dir": str(dataset_dir), "cache_dir": str(Path(output_dir) / "cache"), "device": str(place)}
     common |= overrides or {}
     torch.backends.cudnn.benchmark = True  # the fastest kernels, for both sides
     rows: list[Row] = []

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from ..checks import check_volume
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
 from ..transforms.pseudo_label import candidates
+from .cache import ArrayCache
 from .datalist import held_out, list_images
 
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+
+CODE = ("transforms", "data/episodes.py")  # decides about a prepared scan
 
 
 class EpisodeDataset(Dataset):
@@ -42,6 +46,7 @@ class EpisodeDataset(Dataset):
         image_dir: folder whose images are used besides ``data``, such as the studies folder of a MONAI Label server,
             which passes on labelled images only.
         image_fraction: share of that folder's images to use, drawn at random but at least one.
+        cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
         progress: show a progress bar while scans are read.
 
@@ -60,6 +65,7 @@ class EpisodeDataset(Dataset):
         exclude_labels: Sequence[int] = (),
         image_dir: str | os.PathLike | None = None,
         image_fraction: float = 1.0,
+        cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
         progress: bool = False,
     ) -> None:
@@ -72,6 +78,7 @@ class EpisodeDataset(Dataset):
         self.exclude_labels = tuple(exclude_labels)
         self.image_dir = image_dir
         self.image_fraction = image_fraction
+        self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.progress = progress
         self._images: torch.Tensor | None = None
@@ -102,8 +109,9 @@ class EpisodeDataset(Dataset):
                 raise ValueError(
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
+            cache = ArrayCache(self.cache_dir, self.transform, CODE)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
-                scans = pool.map(self._read, entries)
+                scans = pool.map(partial(self._read, cache), entries)
                 if self.progress and has_tqdm:
                     scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
                 parts = list(scans)
@@ -121,30 +129,34 @@ class EpisodeDataset(Dataset):
             self._images, self._superpixels = images, superpixels
         return self._images, self._superpixels
 
-    def _read(self, entry: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[list[np.ndarray]]]:
+    def _read(
+        self, cache: ArrayCache, entry: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[list[np.ndarray]]]:
+        """Usable slices of a scan, their maps, and the eligible superpixels of each map."""
         wanted = {k: v for k, v in entry.items() if k == IMAGE or (k == LABEL and self.exclude_labels)}
         if self.exclude_labels and LABEL not in wanted:
             raise ValueError(f"{entry[IMAGE]}: exclude_labels needs a label of every training image, this one has none")
         try:
-            scan = self.transform(dict(wanted))
+            scan = cache.get(wanted, partial(self._prepare, wanted))
         except Exception as error:
             cause = root_cause(error)
             if isinstance(cause, (EOFError, OSError, zlib.error)):  # a broken file: its name is not in the message
                 raise ValueError(f"{entry[IMAGE]}: cannot be read ({cause}); replace the file") from None
             raise
-        check_volume(scan[IMAGE], str(entry[IMAGE]))
-        maps = np.asarray(torch.as_tensor(scan[SUPERPIXELS]))
-        maps = np.ascontiguousarray(np.moveaxis(maps, -1, 0), np.int16)  # (D, L, H, W)
-        eligible = [[candidates(level, self.min_area_px) for level in levels] for levels in maps]
-        usable = [any(len(ids) for ids in levels) for levels in eligible]
+        eligible = [[candidates(level, self.min_area_px) for level in levels] for levels in scan[SUPERPIXELS]]
+        usable = np.array([any(len(ids) for ids in levels) for levels in eligible], dtype=bool)
         if self.exclude_labels:
-            excluded = np.isin(np.asarray(torch.as_tensor(scan[LABEL])), self.exclude_labels)
-            shown = np.asarray(excluded.any(axis=(0, 1, 2)))
-            usable = [u and not s for u, s in zip(usable, shown)]
-        keep = np.flatnonzero(usable)
-        image = torch.as_tensor(scan[IMAGE]).as_subclass(torch.Tensor)
-        image = image.movedim(-1, 0)[keep].float().contiguous()
-        return image, torch.from_numpy(maps[keep]), [eligible[z] for z in keep]
+            usable &= ~np.isin(scan[LABEL], self.exclude_labels).any(axis=(1, 2, 3))
+        images, maps = (torch.from_numpy(scan[key][usable]) for key in (IMAGE, SUPERPIXELS))
+        return images, maps, [eligible[z] for z in np.flatnonzero(usable)]
+
+    def _prepare(self, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Arrays ``(D, C, H, W)`` of a scan: image, superpixels, and the label if the entry has one."""
+        scan = self.transform(dict(entry))
+        check_volume(scan[IMAGE], str(entry[IMAGE]))
+        types = {IMAGE: np.float32, SUPERPIXELS: np.int16, **({LABEL: None} if LABEL in entry else {})}
+        arrays = {key: np.moveaxis(np.asarray(torch.as_tensor(scan[key])), -1, 0) for key in types}
+        return {key: np.ascontiguousarray(arrays[key], kind) for key, kind in types.items()}
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         images, superpixels = self.slices()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import zipfile
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +11,6 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, optional_import
-
-from ..atomic import replacing
 
 felzenszwalb, _ = optional_import("skimage.segmentation", name="felzenszwalb")
 slic, _ = optional_import("skimage.segmentation", name="slic")
@@ -31,8 +24,7 @@ class Superpixels(Transform):
     """Superpixel map of every axial slice, inside a body mask.
 
     Superpixels that the mask cuts to fewer than ``min_piece`` pixels vanish, and what it cuts apart counts as
-    separate pieces. Deterministic; a map is computed once for each content and set of parameters if a cache
-    folder is given.
+    separate pieces. Deterministic.
 
     Args:
         method: ``"felzenszwalb"`` (the paper) or ``"slic"``.
@@ -41,7 +33,6 @@ class Superpixels(Transform):
             (variants: 100 with ``sigma=0.8``, 1600); a typical choice for SLIC is ``n_segments=100,
             compactness=0.1``.
         min_piece: smallest area in pixels of a piece that stays in the map.
-        cache_dir: folder of the disk cache; ``None`` for none.
         num_workers: threads over slices (scikit-image releases the interpreter lock while it segments).
 
     Raises:
@@ -56,7 +47,6 @@ class Superpixels(Transform):
         method: str = "felzenszwalb",
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         min_piece: int = 64,
-        cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
     ) -> None:
         if method not in METHODS:
@@ -65,8 +55,7 @@ class Superpixels(Transform):
         levels = [parameters or {}] if parameters is None or isinstance(parameters, Mapping) else parameters
         self.levels = [dict(level) for level in levels]
         self.min_piece = min_piece
-        self.cache_dir = Path(cache_dir) if cache_dir else None
-        self.num_workers = num_workers
+        self._num_workers = num_workers  # not public: it decides about the time alone, see describe
 
     def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
         """Compute the maps of ``(1, H, W, D)`` or ``(1, H, W)``: ``(L, …)``, int16, 0 outside, 1.. in each slice.
@@ -79,23 +68,13 @@ class Superpixels(Transform):
         inside = np.ones(values.shape, bool) if mask is None else np.asarray(torch.as_tensor(mask).cpu()) > 0
         if inside.shape != values.shape:
             raise ValueError(f"mask of shape {inside.shape} does not fit the image of shape {values.shape}")
-        cached = self._cache_file(values, inside)
-        maps = None if cached is None else _load(cached)
-        if maps is None:
-            maps = self._compute(values, inside)
-            if cached is not None:
-                with replacing(cached) as temporary:
-                    np.savez_compressed(temporary, superpixels=maps)
-        return convert_to_dst_type(maps, image, dtype=torch.int16)[0]
-
-    def _compute(self, values: np.ndarray, inside: np.ndarray) -> np.ndarray:
         volume = values[0] if values.ndim == 4 else values[0, ..., None]
         body = inside[0] if inside.ndim == 4 else inside[0, ..., None]
         jobs = [(volume[..., z], body[..., z], level) for level in self.levels for z in range(volume.shape[-1])]
-        with ThreadPoolExecutor(self.num_workers) as pool:
+        with ThreadPoolExecutor(self._num_workers) as pool:
             slices = np.stack(list(pool.map(self._segment, *zip(*jobs))))
         maps = slices.reshape(len(self.levels), volume.shape[-1], *volume.shape[:2]).transpose(0, 2, 3, 1)
-        return maps if values.ndim == 4 else maps[..., 0]
+        return convert_to_dst_type(maps if values.ndim == 4 else maps[..., 0], image, dtype=torch.int16)[0]
 
     def _segment(self, image: np.ndarray, mask: np.ndarray, level: Mapping[str, Any]) -> np.ndarray:
         if not mask.any():
@@ -110,24 +89,6 @@ class Superpixels(Transform):
         pieces[areas[pieces] < self.min_piece] = 0
         return relabel_sequential(pieces)[0].astype(np.int16)
 
-    def _cache_file(self, values: np.ndarray, inside: np.ndarray) -> Path | None:
-        if self.cache_dir is None:
-            return None
-        key = hashlib.sha1(
-            repr((self.method, [sorted(level.items()) for level in self.levels], self.min_piece, values.shape)).encode()
-        )
-        key.update(np.ascontiguousarray(values).tobytes())
-        key.update(np.packbits(inside).tobytes())
-        return self.cache_dir / f"{key.hexdigest()}.npz"
-
-
-def _load(path: Path) -> np.ndarray | None:
-    """A map of the cache; ``None`` if there is none that can be read."""
-    try:
-        return np.load(path)["superpixels"] if path.exists() else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None  # a damaged disk or a foreign file: computed again and replaced
-
 
 class Superpixelsd(MapTransform):
     """Dictionary version of :class:`Superpixels`.
@@ -136,7 +97,7 @@ class Superpixelsd(MapTransform):
         keys: image keys.
         mask_key: key of the body mask; ``None`` for the whole image.
         superpixels_key: where the map goes; with several keys, a suffix of theirs.
-        method, parameters, min_piece, cache_dir, num_workers: see :class:`Superpixels`.
+        method, parameters, min_piece, num_workers: see :class:`Superpixels`.
         allow_missing_keys: skip keys that are absent.
     """
 
@@ -148,14 +109,13 @@ class Superpixelsd(MapTransform):
         method: str = "felzenszwalb",
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         min_piece: int = 64,
-        cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
         self.superpixels_key = superpixels_key
-        self.converter = Superpixels(method, parameters, min_piece, cache_dir, num_workers)
+        self.converter = Superpixels(method, parameters, min_piece, num_workers)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Add the superpixel map of each image."""

@@ -106,6 +106,33 @@ def test_scans_are_read_once():
     assert sorted(reads) == ["scan_0", "scan_1", "scan_2"]
 
 
+@pytest.mark.parametrize("exclude", [[], [4]], ids=["images", "images and labels"])
+def test_second_start_reads_no_scan_and_draws_the_same(tmp_path, exclude):
+    paths = {}
+    for kind in ("scan", "label"):
+        paths[kind] = [tmp_path / f"{kind}_{number}" for number in range(3)]
+        for path in paths[kind]:
+            path.write_text(path.name)
+    data = [{"image": str(image), "label": str(label)} for image, label in zip(paths["scan"], paths["label"])]
+    reads = []
+
+    def counted(entry):
+        reads.append(entry["image"])
+        return scan(entry)
+
+    def start(folder, **changes):
+        settings = {"epoch_length": 12, "min_area_px": 20, "exclude_labels": exclude, **changes}
+        made = EpisodeDataset(data, counted, chain(), **settings, cache_dir=folder)
+        return [made[index] for index in range(6)]
+
+    runs = [start(folder) for folder in (None, tmp_path / "cache", tmp_path / "cache")]
+    assert len(reads) == 6
+    for first, *others in zip(*runs):
+        assert all(same(first, other) for other in others)
+    start(tmp_path / "cache", min_area_px=40)
+    assert len(reads) == 6  # what is usable is decided later
+
+
 def test_episode_depends_on_seed_and_index_alone():
     forward, backward = dataset(seed=3), dataset(seed=3)
     first = [forward[index] for index in range(8)]

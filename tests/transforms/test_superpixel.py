@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from bundle.data.phantom import make_phantom
-from bundle.transforms import Superpixels, Superpixelsd, superpixel
+from bundle.transforms import Superpixels, Superpixelsd
 
 PARAMETERS = {"scale": 1, "sigma": 0.5, "min_size": 20}
 
@@ -29,19 +27,6 @@ def scan():
     image, _, _ = make_phantom(1, shape=(48, 48, 4), spacing_mm=(7.0, 7.0, 30.0))
     image = image.astype(np.float32)[None]
     return (image - image.mean()) / image.std(), image > 100
-
-
-@pytest.fixture
-def count_calls(monkeypatch):
-    """How often a slice is segmented."""
-    calls = []
-
-    def counted(*args, **kwargs):
-        calls.append(args[0].shape)
-        return felzenszwalb(*args, **kwargs)
-
-    monkeypatch.setattr(superpixel, "felzenszwalb", counted)
-    return calls
 
 
 @pytest.mark.parametrize(
@@ -116,76 +101,6 @@ def test_slices_types_and_threads_agree(scan):
     single = Superpixels("felzenszwalb", PARAMETERS, 12)(image[..., 1], body[..., 1])
     np.testing.assert_array_equal(single, whole[..., 1])
     assert single.max() > 3
-
-
-def test_cached_map_is_computed_once(scan, tmp_path, count_calls):
-    image, body = scan
-    first = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path / "new" / "cache")(image, body)
-    assert len(count_calls) == 4
-    again = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path / "new" / "cache")(image, body)
-    assert len(count_calls) == 4
-    np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(first, Superpixels("felzenszwalb", PARAMETERS, 12)(image, body))
-
-
-@pytest.mark.parametrize("change", ["image", "mask", "parameters", "min_piece"])
-def test_cache_is_keyed_by_everything_that_matters(scan, tmp_path, count_calls, change):
-    image, body = (array.copy() for array in scan)
-    parameters, min_piece = dict(PARAMETERS), 12
-    Superpixels("felzenszwalb", parameters, min_piece, cache_dir=tmp_path)(image, body)
-    if change == "image":
-        image[0, 20, 20, 0] += 1
-    elif change == "mask":
-        body[0, 24, 24, 0] = ~body[0, 24, 24, 0]
-    elif change == "parameters":
-        parameters["min_size"] = 21
-    else:
-        min_piece = 13
-    cached = Superpixels("felzenszwalb", parameters, min_piece, cache_dir=tmp_path)(image, body)
-    assert len(count_calls) == 8
-    np.testing.assert_array_equal(cached, Superpixels("felzenszwalb", parameters, min_piece)(image, body))
-
-
-def test_run_that_dies_while_it_writes_leaves_no_map(scan, tmp_path, monkeypatch, count_calls):
-    def dies(file, **arrays):
-        file.write_bytes(b"half of a")
-        raise KeyboardInterrupt
-
-    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(superpixel.np, "savez_compressed", dies)
-        with pytest.raises(KeyboardInterrupt):
-            make(*scan)
-    assert not list(tmp_path.glob("*.npz"))
-    maps = make(*scan)
-    assert len(count_calls) == 8
-    assert maps.max() > 3
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half of an archive"], ids=["empty", "text", "half"])
-def test_a_map_that_cannot_be_read_is_computed_again(scan, tmp_path, content, count_calls):
-    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
-    maps = make(*scan)
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(content)
-    np.testing.assert_array_equal(make(*scan), maps)
-    assert len(count_calls) == 8
-    np.testing.assert_array_equal(make(*scan), maps)
-    assert len(count_calls) == 8  # and the cache is whole again
-
-
-def test_two_writers_of_one_map_do_not_disturb_each_other(scan, tmp_path):
-    results = []
-    make = Superpixels("felzenszwalb", PARAMETERS, 12, cache_dir=tmp_path)
-    threads = [threading.Thread(target=lambda: results.append(make(*scan))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4
-    for maps in results:
-        np.testing.assert_array_equal(maps, results[0])
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_dictionary_version_equals_the_array_version(scan):
