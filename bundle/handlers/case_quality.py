@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
 from ..atomic import write_json
 from ..keys import CONFIDENCE, PRED
+from ..quality import describe_quality, label_name
 from .cases import case_file, check_keys, iteration_cases, scan_name
 
 logger = logging.getLogger(__name__)
@@ -78,21 +80,9 @@ class CaseQuality:
         write_json(path, found)
         return path
 
-    def measure(self, prediction: torch.Tensor, confidence: torch.Tensor | None) -> dict[str, Any]:
+    def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
         """Content of the file."""
-        found: dict[str, Any] = {}
-        fit = prediction.meta.get("support_fit")
-        if fit is not None:
-            found["support_fit"] = round(float(torch.as_tensor(fit).flatten()[0]), 4)
-        agreement = prediction.meta.get("agreement")
-        if agreement is not None:
-            values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
-            numbers = torch.as_tensor(agreement).flatten().tolist()
-            found["agreement"] = {self._name(value): round(number, 4) for value, number in zip(values, numbers)}
-            weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < self.warn_below]
-            if weak:
-                what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
-                found["warning"] = f"{what}, agreement below {self.warn_below}: {', '.join(weak)}"
+        found = describe_quality(prediction, self.names, self.warn_below)
         if confidence is not None:
             labels = prediction.as_subclass(torch.Tensor).cpu()
             percent = confidence.as_subclass(torch.Tensor).cpu().float()
@@ -101,8 +91,6 @@ class CaseQuality:
             found["confidence"] = {}
             for value in map(int, values):
                 inside = percent[labels == value]
-                found["confidence"][self._name(value)] = round(float(inside.mean()), 2) if inside.numel() else None
+                mean = round(float(inside.mean()), 2) if inside.numel() else None
+                found["confidence"][label_name(value, self.names)] = mean
         return found
-
-    def _name(self, value: int) -> str:
-        return self.names.get(value, f"label {value}")

@@ -12,9 +12,10 @@ from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
 from .similarity import SimilarityMap, SimilarityMapd
 from .spatial import OrientSlices, OrientSlicesd, RestoreGeometry, RestoreGeometryd, SliceFrame, SliceFramed
 from .superpixel import Superpixels, Superpixelsd
-from .support import SelectSupport, SelectSupportd, SupportFitd
+from .support import AnswerQualityd, SelectSupport, SelectSupportd
 
 __all__ = [
+    "AnswerQualityd",
     "BodyMask",
     "BodyMaskd",
     "CheckVolumed",
@@ -45,5 +46,4 @@ __all__ = [
     "SliceFramed",
     "Superpixels",
     "Superpixelsd",
-    "SupportFitd",
 ]

@@ -8,14 +8,14 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
 
 from ..data.datastore import Datastore, label_value_names, label_values
 from ..data.support import VALUES, resolve_support
-from ..keys import IMAGE, LABEL
+from ..keys import IMAGE, LABEL, PRED
+from ..quality import describe_quality
 
 HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
 
@@ -151,23 +151,38 @@ class SelectSupportd(MapTransform):
             raise
 
 
-class SupportFitd(MapTransform):
-    """Adds to the ``result`` of a MONAI Label request how well the support fits: the ranking of next samples.
+class AnswerQualityd(MapTransform):
+    """Adds to the ``result`` of a MONAI Label request how far the label map can be trusted.
+
+    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, which ranks the next samples,
+    ``agreement`` of each label, and a ``warning`` if it is low, see :func:`describe_quality`.
 
     Args:
-        keys: key of the prediction, with ``support_fit`` in its meta data, which :class:`FewShotInferer` writes: the
-            mean similarity, in -1..1, of the query's slices to the slices of the best support scan.
+        keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.
+        warn_below: agreement below which a label is warned of.
+        names: names of the label values, for a support whose own names are not known.
         allow_missing_keys: skip keys that are absent.
     """
 
-    def __init__(self, keys: str | Sequence[str] = "pred", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: str | Sequence[str] = PRED,
+        warn_below: float = 0.3,
+        names: Mapping[int, str] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.warn_below = warn_below
+        self.names = dict(names or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the number in a request to MONAI Label; otherwise leave everything as it is."""
+        """Add it in a request to MONAI Label; otherwise leave everything as it is."""
         out = dict(data)
         for key in self.key_iterator(out):
-            fit = out[key].meta.get("support_fit")
-            if fit is not None and "image_path" in out:
-                out["result"] = {**out.get("result", {}), "support_fit": round(float(np.asarray(fit).ravel()[0]), 4)}
+            if "image_path" in out:
+                result = out.get("result", {})
+                names = {value: name for name, value in result.get("label_values", {}).items()}
+                found = describe_quality(out[key], names or self.names, self.warn_below)
+                if found:
+                    out["result"] = {**result, **found}
         return out

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bundle.transforms import SelectSupport, SelectSupportd, SupportFitd
+from bundle.transforms import AnswerQualityd, SelectSupport, SelectSupportd
 
 from ..conftest import volume
 from ..integration.studies import make_studies
@@ -100,7 +100,17 @@ def test_the_choice_goes_into_the_meta_data(studies):
     assert out["result"]["a"] == 1
 
 
-def test_the_fit_goes_into_the_answer_of_a_request():
-    pred = volume(np.zeros((4, 4, 2)), support_fit=np.array([0.25]))
-    assert SupportFitd()({"pred": pred, "image_path": "x"})["result"] == {"support_fit": 0.25}
-    assert "result" not in SupportFitd()({"pred": pred})
+def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request():
+    meta = {"support_fit": np.array([0.25]), "agreement": np.array([[0.8, 0.25]]), "label_values": np.array([[1, 4]])}
+    item = {"pred": volume(np.zeros((4, 4, 2)), **meta), "image_path": "x"}
+    answer = AnswerQualityd(warn_below=0.3, names={4: "spleen"})(item)["result"]
+    assert answer["support_fit"] == 0.25
+    assert answer["agreement"] == {"label 1": 0.8, "spleen": 0.25}
+    assert answer["warning"] == "look at these labels, agreement below 0.3: spleen 0.25"
+    answer = AnswerQualityd()({**item, "result": {"support": ["a"], "label_values": {"liver": 1, "milt": 4}}})["result"]
+    assert answer["support"] == ["a"]
+    assert answer["agreement"] == {"liver": 0.8, "milt": 0.25}
+    assert "warning" not in AnswerQualityd(warn_below=0.2)(item)["result"]
+    assert "result" not in AnswerQualityd()({"pred": item["pred"]})
+    item["pred"] = volume(np.zeros((4, 4, 2)))
+    assert "result" not in AnswerQualityd()(item)

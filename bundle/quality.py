@@ -1,0 +1,40 @@
+"""How far a label map can be trusted, as its meta data tell, which :class:`FewShotInferer` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+
+def label_name(value: int, names: Mapping[int, str]) -> str:
+    """Name of a label value."""
+    return names.get(value, f"label {value}")
+
+
+def describe_quality(prediction: MetaTensor, names: Mapping[int, str], warn_below: float) -> dict[str, Any]:
+    """What was measured, ready for JSON, and a warning where labels agree badly.
+
+    Args:
+        prediction: label map or scores with their meta data.
+        names: names of the label values.
+        warn_below: agreement below which a label is warned of.
+
+    Returns:
+        ``{"support_fit": …, "agreement": {name: …}, "warning": text}``, without what was not measured or is fine.
+    """
+    found: dict[str, Any] = {}
+    if prediction.meta.get("support_fit") is not None:
+        found["support_fit"] = round(float(torch.as_tensor(prediction.meta["support_fit"]).flatten()[0]), 4)
+    if prediction.meta.get("agreement") is not None:
+        values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
+        numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()
+        found["agreement"] = {label_name(value, names): round(number, 4) for value, number in zip(values, numbers)}
+        weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < warn_below]
+        if weak:
+            what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
+            found["warning"] = f"{what}, agreement below {warn_below}: {', '.join(weak)}"
+    return found
