@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache, partial
@@ -30,14 +31,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=8)
-def code_digest(*parts: str) -> str:
-    """Changes with the code of this package, or of files and folders of it alone."""
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Changes with the code of this package."""
     digest = hashlib.sha1()
-    for part in parts or ("",):
-        for path in sorted((ROOT / part).rglob("*.py")) or [ROOT / part]:
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    for path in sorted(ROOT.rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def module_digest(name: str) -> str:
+    """Changes with the code of a module that was imported; empty if it has no file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file_digest(file) if file else ""
 
 
 def file_state(path: str | os.PathLike) -> list[Any]:
@@ -58,10 +65,10 @@ def _file_digest(path: str, _size: int, _changed: int) -> str:
 
 
 def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
-    """Plain nested values that change with what an object does: its class and public attributes, all the way down.
+    """Plain nested values that change with what an object does, all the way down.
 
-    Transforms inside of a transform count as public. Weights are left out, and so is what has no attributes, such as
-    locks and random generators.
+    These are its class, the code of that class's module, and its public attributes. Transforms inside of a transform
+    count as public. Weights are left out, and so is what has no attributes, such as locks and random generators.
     """
     if item is None or isinstance(item, (bool, int, float, str)):
         return item
@@ -86,7 +93,9 @@ def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
         return [item.__qualname__, code.co_code.hex(), list(code.co_names), values]
     if isinstance(item, partial):
         return [describe(item.func, above), describe(item.args, above), describe(item.keywords, above)]
-    if isinstance(item, (type, Enum, os.PathLike, torch.dtype, torch.device, np.dtype)):
+    if isinstance(item, type):
+        return [str(item), module_digest(item.__module__)]
+    if isinstance(item, (Enum, os.PathLike, torch.dtype, torch.device, np.dtype)):
         return str(item)
     name = f"{type(item).__module__}.{type(item).__qualname__}"
     if isinstance(item, torch.jit.ScriptModule):
@@ -96,4 +105,5 @@ def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
     public.pop("training", None)
     if isinstance(item, torch.nn.Module):
         public |= dict(item.named_children())
-    return [name, {key: describe(value, above) for key, value in sorted(public.items())}]
+    values = {key: describe(value, above) for key, value in sorted(public.items())}
+    return [name, module_digest(type(item).__module__), values]

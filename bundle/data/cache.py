@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import replacing
-from ..identity import code_digest, describe, file_digest, installed_versions
+from ..identity import describe, file_digest, installed_versions
 
 PACKAGES = ("monai", "nibabel", "numpy", "scikit-image", "scipy", "torch")
 
@@ -23,22 +23,20 @@ PACKAGES = ("monai", "nibabel", "numpy", "scikit-image", "scipy", "torch")
 class ArrayCache:
     """Arrays computed from files: who asks for the same again gets them from the disk, bit by bit.
 
-    The name of an entry is a digest of all that decides about it: the content of the files, settings, code, versions.
-    So no entry is ever out of date, trainings and data sets may share a folder, and it may be deleted at any time. An
-    entry appears as a whole or not at all, however many processes write it. One that cannot be read is computed again,
-    and one that cannot be written is done without, with a line in the log each. (MONAI's ``PersistentDataset`` knows
-    files by their paths and ends with an error at half an entry.)
+    The name of an entry is a digest of all that decides about it: the content of the files, the settings with their
+    code, the versions of packages. So no entry is ever out of date; trainings and data sets may share a folder, which
+    may be deleted at any time. An entry appears as a whole or not at all, however many processes write it. One that
+    cannot be read is computed again, and one that cannot be written is done without, with a line in the log each.
+    (MONAI's ``PersistentDataset`` knows files by their paths, and ends with an error at half an entry.)
 
     Args:
         folder: where they are kept; ``None`` computes everything each time.
-        settings: what decides about the arrays besides the files, see :func:`describe`.
-        code: files and folders of this package whose code does.
+        settings: objects and values that decide about the arrays besides the files, see :func:`describe`.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, settings: Any, code: Sequence[str]) -> None:
+    def __init__(self, folder: str | os.PathLike | None, settings: Any) -> None:
         self.folder = Path(folder) if folder else None
         self.settings = settings
-        self.code = tuple(code)
 
     def get(
         self, files: Mapping[str, str | os.PathLike], compute: Callable[[], Mapping[str, np.ndarray]]
@@ -66,7 +64,7 @@ class ArrayCache:
     @cached_property
     def _shared(self) -> list[Any]:
         """What decides about all entries."""
-        return [describe(self.settings), code_digest(*self.code), installed_versions(PACKAGES)]
+        return [describe(self.settings), installed_versions(PACKAGES)]
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray] | None:

@@ -23,8 +23,6 @@ from .datalist import held_out, list_images
 
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
-CODE = ("transforms", "data/episodes.py")  # decides about a prepared scan
-
 
 class EpisodeDataset(Dataset):
     """Random episodes from the slices of unlabelled scans.
@@ -109,7 +107,7 @@ class EpisodeDataset(Dataset):
                 raise ValueError(
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
-            cache = ArrayCache(self.cache_dir, self.transform, CODE)
+            cache = ArrayCache(self.cache_dir, [type(self), self.transform])
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
                 scans = pool.map(partial(self._read, cache), entries)
                 if self.progress and has_tqdm:

@@ -24,13 +24,13 @@ def asked(tmp_path):
         (tmp_path / name).write_text(name)
     calls = []
 
-    def ask(files=("a",), settings=1, code=("keys.py",), folder="cache"):
+    def ask(files=("a",), settings=1, folder="cache"):
         def compute():
             calls.append(files)
             return ARRAYS
 
         chosen = None if folder is None else tmp_path / folder
-        arrays = ArrayCache(chosen, settings, code).get({name: tmp_path / name for name in files}, compute)
+        arrays = ArrayCache(chosen, settings).get({name: tmp_path / name for name in files}, compute)
         for name, array in ARRAYS.items():
             assert arrays[name].dtype == array.dtype
             np.testing.assert_array_equal(arrays[name], array)
@@ -59,7 +59,6 @@ def test_without_a_folder_everything_is_computed(asked, tmp_path):
         pytest.param({"files": ("b",)}, id="another file"),
         pytest.param({"files": ("a", "b")}, id="one file more"),
         pytest.param({"settings": 2}, id="setting"),
-        pytest.param({"code": ("checks.py",)}, id="code"),
     ],
 )
 def test_whatever_decides_makes_an_entry_of_its_own(asked, change):
@@ -88,7 +87,7 @@ def test_versions_count(asked, monkeypatch):
 
 def test_threads_of_superpixels_do_not_count():
     def name(**settings):
-        return ArrayCache("folder", Superpixelsd(**settings), ())._shared
+        return ArrayCache("folder", Superpixelsd(**settings))._shared
 
     assert name(num_workers=4) == name()
     assert name(min_piece=5) != name()
