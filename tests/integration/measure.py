@@ -88,16 +88,17 @@ def bundle(*arguments: str | Path) -> float:
 
 
 def segment(
-    data: Path, out: Path, support: str, query: str, configs: Sequence[str], *options: str | Path
-) -> tuple[Path, float]:
-    """Segment a scan on the command line: its label map and the seconds."""
-    entry = {key: f"{key}sTr/{support}.nii.gz" for key in ("image", "label")}
+    data: Path, out: Path, supports: Sequence[str], queries: Sequence[str], configs: Sequence[str], *options: str | Path
+) -> tuple[list[Path], float]:
+    """Segment scans on the command line: their label maps and the seconds."""
+    entries = [{key: f"{key}sTr/{case}.nii.gz" for key in ("image", "label")} for case in supports]
+    images = [{"image": str(data / "imagesTr" / f"{query}.nii.gz")} for query in queries]
     seconds = bundle(
         *("run", "--config_file", str(configs), "--dataset_dir", data, "--output_dir", out),
-        *("--support", str([entry]), "--datalist", str([{"image": str(data / "imagesTr" / f"{query}.nii.gz")}])),
+        *("--support", str(entries), "--datalist", str(images)),
         *options,
     )
-    return out / query / f"{query}_seg.nii.gz", seconds
+    return [out / query / f"{query}_seg.nii.gz" for query in queries], seconds
 
 
 def exports(data: Path, out: Path, support: str, query: str) -> None:
@@ -111,7 +112,7 @@ def exports(data: Path, out: Path, support: str, query: str) -> None:
             weights = out / file
             given = ("--filepath", weights, "--ckpt_file", WEIGHTS, "--meta_file", "configs/metadata.json")
             exported = f"{bundle(*exporter, *given, *single):.0f} s"
-        found, seconds = segment(data, out / name, support, query, configs, "--ckpt_path", weights, *single)
+        (found,), seconds = segment(data, out / name, [support], [query], configs, "--ckpt_path", weights, *single)
         reference = reference or found
         other = int((read(found) != read(reference)).sum())
         print(f"| {name} | {exported} | {seconds:.0f} s | {mean_dice(found, truth):.2f} | {other} |", flush=True)
@@ -151,7 +152,7 @@ def server(data: Path, out: Path, supports: Sequence[str], queries: Sequence[str
         print(f"first request {seconds():.0f} s", end=", ")
         one, first, each = rounds(client, queries, out / "one", labels)
         print(f"next {each:.1f} s a scan")
-        file, took = segment(data, out / "command_line", supports[0], queries[0], [INFERENCE])
+        (file,), took = segment(data, out / "command_line", supports[:1], queries[:1], [INFERENCE])
         dice = mean_dice(file, labels / f"{queries[0]}.nii.gz")
         print(f"{queries[0]}: server {first[queries[0]]:.2f}, command line {dice:.2f} in {took:.0f} s", flush=True)
 
@@ -186,14 +187,28 @@ def server(data: Path, out: Path, supports: Sequence[str], queries: Sequence[str
     print(f"| mean | {one_label:.1f} | {two_labels:.1f} | {two_labels - one_label:+.1f} | |")
 
 
+def pairs(data: Path, out: Path, chosen: Sequence[Sequence[str]], queries: Sequence[str]) -> None:
+    """Whether a second label helps, whichever two scans are labelled: each alone, then both."""
+    print("\n| labelled | the first alone | the second alone | both |\n|---|---|---|---|")
+    for first, second in chosen:
+        means = []
+        for supports in ([first], [second], [first, second]):
+            folder = out / "pairs" / "_".join(supports)
+            maps, _ = segment(data, folder, supports, queries, [INFERENCE], "--overlays", "False")
+            scores = [mean_dice(file, data / "labelsTr" / f"{query}.nii.gz") for file, query in zip(maps, queries)]
+            means.append(float(np.mean(scores)))
+        print(f"| {first}, {second} | {means[0]:.1f} | {means[1]:.1f} | {means[2]:.1f} |", flush=True)
+
+
 def measure(
     dataset: str,
     output_dir: str,
     supports: Sequence[str] = ("chaos_08", "chaos_05"),
     queries: Sequence[str] | int = 10,
     epochs: int = 1,
+    more: Sequence[Sequence[str]] = (("chaos_31", "chaos_32"), ("chaos_33", "chaos_34")),
 ) -> None:
-    """Measure the exports and the server on a labelled data set.
+    """Measure the exports, the server and other choices of the labelled scans on a labelled data set.
 
     Args:
         dataset: folder of the data set.
@@ -201,13 +216,16 @@ def measure(
         supports: scan that is labelled first, and the one that is labelled second.
         queries: scans to segment, or how many of the others.
         epochs: epochs of the training on the server.
+        more: other pairs of scans to label, measured without a server; none of them is segmented.
     """
     data, out = Path(dataset).resolve(), Path(output_dir).resolve()
     cases = [path.name.removesuffix(".nii.gz") for path in sorted((data / "labelsTr").glob("*.nii.gz"))]
-    chosen = [c for c in cases if c not in supports][:queries] if isinstance(queries, int) else list(queries)
+    labelled = {case for pair in (supports, *more) for case in pair}
+    chosen = [c for c in cases if c not in labelled][:queries] if isinstance(queries, int) else list(queries)
     out.mkdir(parents=True)
     exports(data, out, supports[0], chosen[0])
     server(data, out, supports, chosen, epochs)
+    pairs(data, out, more, chosen)
 
 
 if __name__ == "__main__":
