@@ -90,7 +90,7 @@ def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(item, FunctionType):
         code = item.__code__
         values = [value for value in code.co_consts if value is None or isinstance(value, (bool, int, float, str))]
-        return [item.__qualname__, code.co_code.hex(), list(code.co_names), values]
+        return [item.__qualname__, module_digest(item.__module__), code.co_code.hex(), list(code.co_names), values]
     if isinstance(item, partial):
         return [describe(item.func, above), describe(item.args, above), describe(item.keywords, above)]
     if isinstance(item, type):

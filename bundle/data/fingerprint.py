@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from monai.utils import optional_import
 
 from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
 from ..keys import IMAGE, LABEL
+from .cache import ArrayCache
 from .datalist import SUFFIXES, case_name, label_names
 
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
@@ -81,6 +82,12 @@ def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerp
     Raises:
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
+    status = _status(path)
+    return _read_fingerprint(os.fspath(path), is_label, status.st_mtime_ns, status.st_size)
+
+
+def _status(path: str | os.PathLike) -> os.stat_result:
+    """Size and time of a file that is there and not empty."""
     path = os.fspath(path)
     if os.path.islink(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{path}: is a link to {os.readlink(path)}, which does not exist; restore or remove it")
@@ -92,7 +99,7 @@ def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerp
         raise ValueError(f"{path}: is a folder, not a NIfTI file; convert it with `python -m scripts.prepare folder`")
     if status.st_size == 0:
         raise ValueError(f"{path}: cannot be read as NIfTI (0 bytes); copy it again")
-    return _read_fingerprint(path, is_label, status.st_mtime_ns, status.st_size)
+    return status
 
 
 @lru_cache(maxsize=4096)
@@ -172,7 +179,9 @@ def check_same_grid(
 
 def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Finding]:
     """A finding if a label map has values without a name, which spoils nothing; none without any names."""
-    unnamed = [value for value in read_fingerprint(label, is_label=True).values or () if names and value not in names]
+    if not names:
+        return []
+    unnamed = [value for value in read_fingerprint(label, is_label=True).values or () if value not in names]
     if not unnamed:
         return []
     return [
@@ -208,6 +217,7 @@ def check_entries(
     known: Mapping[str, str] | None = None,
     num_workers: int | None = None,
     progress: bool = False,
+    cache_dir: str | os.PathLike | None = None,
 ) -> list[Finding]:
     """Check scans, with their labels where they have one, in parallel; one finding for each bad one.
 
@@ -221,16 +231,25 @@ def check_entries(
         known: digests of scans with which entries must not coincide, with what to call them.
         num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
         progress: show a progress bar.
+        cache_dir: folder that remembers which files were good, see :class:`ArrayCache`; ``None`` for none.
     """
+    cache = ArrayCache(cache_dir, [Fingerprint, check_volume])
 
-    def check(entry: Mapping[str, Any]) -> Fingerprint | str:
+    def check(entry: Mapping[str, Any]) -> tuple[str, str]:
+        """The digest of a scan, or what is wrong with it."""
+        keys = [key for key in (IMAGE, LABEL)[: 1 + with_labels] if entry.get(key) is not None]
         try:
-            scan = read_fingerprint(entry[IMAGE])
-            if with_labels and entry.get(LABEL) is not None:
-                check_label_file(entry[LABEL], entry[IMAGE])
-            return scan
+            for key in keys:
+                _status(entry[key])
+            files = {f"{key}{Path(entry[key]).suffix}": entry[key] for key in keys}  # the suffix must be right, too
+            return str(cache.get(files, partial(digest, entry, LABEL in keys))["digest"]), ""
         except (ValueError, OSError) as error:
-            return " ".join(str(error).split())
+            return "", " ".join(str(error).split())
+
+    def digest(entry: Mapping[str, Any], with_label: bool) -> dict[str, np.ndarray]:
+        if with_label:
+            check_label_file(entry[LABEL], entry[IMAGE])
+        return {"digest": np.array(read_fingerprint(entry[IMAGE]).digest)}
 
     with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
         checked = pool.map(check, entries)
@@ -240,19 +259,19 @@ def check_entries(
     findings = []
     digests: dict[str, Any] = dict(known or {})
     cases: dict[str, str] = {}
-    for index, (entry, result) in enumerate(zip(entries, results)):
+    for index, (entry, (voxels, problem)) in enumerate(zip(entries, results)):
         path = os.fspath(entry[IMAGE])
         case = same_name(path)
-        if isinstance(result, str):
-            findings.append(Finding(result, index))
+        if problem:
+            findings.append(Finding(problem, index))
         elif case in cases or case.strip(".") == "":
             other = f"the case name of {cases[case]}" if case in cases else "no name besides its suffix"
             findings.append(Finding(f"{path}: has {other}, results need one of their own; rename it", index))
-        elif result.digest in digests:
-            line = f"{path}: holds the same voxels as {digests[result.digest]}; remove one of them"
+        elif voxels in digests:
+            line = f"{path}: holds the same voxels as {digests[voxels]}; remove one of them"
             findings.append(Finding(line, index))
         else:
-            cases[case] = digests[result.digest] = path
+            cases[case] = digests[voxels] = path
             if with_labels and entry.get(LABEL) is not None:
                 findings += check_names(entry[LABEL], names or {})
     return findings

@@ -74,6 +74,7 @@ def check_training(
     with_labels: bool = False,
     strict: bool = False,
     num_workers: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> list[Mapping[str, Any]]:
     """Check the scans of a training and return those that are good; see :func:`leave_out`.
 
@@ -84,6 +85,7 @@ def check_training(
         with_labels: whether the training reads labels.
         strict: stop at anything that is wrong.
         num_workers: threads, see :func:`check_entries`.
+        cache_dir: folder that remembers which files were good, see :func:`check_entries`.
 
     Raises:
         ValueError, OSError: naming the file and the remedy.
@@ -91,7 +93,7 @@ def check_training(
     for folder in folders:
         check_output(folder, 0)
     good = list(images)
-    findings = check_entries(good, with_labels, num_workers=num_workers)
+    findings = check_entries(good, with_labels, num_workers=num_workers, cache_dir=cache_dir)
     if good:  # without any, the training says what to do
         leave_out(good, findings + (_folder_findings(dataset_dir) if with_labels else []), strict)
     return good

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bundle.data import fingerprint
 from bundle.data.fingerprint import (
     Finding,
     check_entries,
@@ -59,6 +61,44 @@ def test_each_file_is_opened_once_and_again_when_it_changes(tmp_path, phantom_di
     (finding,) = check_entries(entries)
     assert finding.index == 1
     assert "b.nii.gz: every voxel is 0" in finding.line
+
+
+def test_what_was_good_is_remembered_and_what_was_bad_is_not(tmp_path, monkeypatch):
+    """With a cache, a later process, which has forgotten all, looks into no file that was good."""
+    checked = []
+    look = fingerprint._read_fingerprint.__wrapped__
+    rng = np.random.default_rng(0)
+    labels = np.zeros((4, 4, 4), np.uint8)
+    entries = []
+    for name in "abc":
+        labels[1, 1, 1] = ord(name)
+        image = save_nifti(tmp_path / "imagesTr" / f"{name}.nii", rng.normal(size=(4, 4, 4)))
+        label = save_nifti(tmp_path / "labelsTr" / f"{name}.nii", labels)
+        entries.append({"image": str(image), "label": str(label)})
+    save_nifti(tmp_path / "labelsTr" / "c.nii", np.zeros((4, 4, 4), np.uint8))
+
+    def start(entries=entries, **settings):
+        checked.clear()
+        forgetful = lru_cache(lambda path, *rest: checked.append(Path(path).name) or look(path, *rest))
+        monkeypatch.setattr(fingerprint, "_read_fingerprint", forgetful)
+        return [finding.line for finding in check_entries(entries, num_workers=1, cache_dir=tmp_path / "s", **settings)]
+
+    (first,) = start()
+    assert "c.nii: has no foreground" in first
+    assert sorted(checked) == ["a.nii", "a.nii", "b.nii", "b.nii", "c.nii", "c.nii"]
+    assert start() == [first]
+    assert checked == ["c.nii", "c.nii"]
+    assert start([entries[0], {"image": str(save_nifti(tmp_path / "d.nii", rng.normal(size=(4, 4, 4))))}]) == []
+    assert checked == ["d.nii"]
+    known = {read_fingerprint(entries[0]["image"]).digest: "the support"}
+    (double,) = start([entries[0], {"image": str(tmp_path / "d.nii")}], known=known)
+    assert "a.nii: holds the same voxels as the support" in double
+    assert checked == []
+    Path(entries[1]["label"]).write_bytes(Path(entries[0]["label"]).read_bytes()[:-1])
+    assert len(start()) == 2
+    (tmp_path / "b.nii.gz").write_bytes(Path(entries[1]["image"]).read_bytes())  # good content, wrong suffix
+    (wrong,) = start([{"image": str(tmp_path / "b.nii.gz")}])
+    assert "not compressed, as its suffix says" in wrong
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
