@@ -159,7 +159,8 @@ def add_confidence(run, level=40):
     percent = np.full(label.shape, 100, np.uint8)
     percent[: label.shape[0] // 2] = level
     nib.save(nib.Nifti1Image(percent, label.affine), run / case / f"{case}_confidence.nii.gz")
-    quality = {"support_fit": 0.3587, "confidence": {"liver <&>": 81.4, "spleen": None}}
+    quality = {"support_fit": 0.3587, "agreement": {"liver <&>": 0.814, "spleen": 0.1}}
+    quality |= {"warning": "look at <b>", "confidence": {"liver <&>": 81.4, "spleen": None}}
     (run / case / f"{case}_quality.json").write_text(json.dumps(quality))
     return run
 
@@ -180,7 +181,9 @@ def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     assert "similarity" not in page.split("<script>\n")[0]
     assert "Support fit" not in worse
     assert (
-        "Support fit 0.36 (-1 to 1, higher is closer). Confidence %: liver &lt;&amp;&gt; 81; spleen not found" in better
+        "<strong>Look at &lt;b&gt;</strong>. Support fit 0.36 (-1 to 1, higher is closer). "
+        "Agreement (0 to 1): liver &lt;&amp;&gt; 0.81; spleen 0.10. "
+        "Confidence %: liver &lt;&amp;&gt; 81; spleen not found" in better
     )
     assert "95 % or more, sure" in better
     slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
