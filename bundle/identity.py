@@ -105,5 +105,5 @@ def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
     public.pop("training", None)
     if isinstance(item, torch.nn.Module):
         public |= dict(item.named_children())
-    values = {key: describe(value, above) for key, value in sorted(public.items())}
-    return [name, module_digest(type(item).__module__), values]
+    described = {key: describe(value, above) for key, value in sorted(public.items())}
+    return [name, module_digest(type(item).__module__), described]
