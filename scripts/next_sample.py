@@ -11,17 +11,23 @@ from bundle.data.datastore import Datastore
 
 
 def next_sample(studies: str) -> str:
-    """List the scans of a MONAI Label studies folder without a finished label, the worst fit first.
+    """List the scans of a MONAI Label studies folder without a finished label, the worst segmented first.
 
-    The fit is what the answers to the last batch or single requests said; scans without one come first.
+    That is the one whose labels agree least with those of the supports, as the last batch of requests left it in the
+    datastore: its mean agreement and its weakest label follow the name. Scans that no batch has segmented come first.
 
     Args:
         studies: the studies folder.
     """
     datastore = Datastore(studies)
-    fits = {key: datastore.support_fit(key) for key in datastore.unlabelled()}
-    order = sorted(fits, key=lambda key: (fits[key] is not None, fits[key] or 0.0, key))
-    return "\n".join(f"{key}\t{'not segmented yet' if fits[key] is None else fits[key]}" for key in order)
+    found = {key: datastore.agreement(key) for key in datastore.unlabelled()}
+    means = {key: sum(each.values()) / len(each) if each else -1.0 for key, each in found.items()}
+    lines = []
+    for key in sorted(found, key=lambda key: (means[key], key)):
+        weakest = min(found[key], key=found[key].__getitem__, default=None)
+        told = "not segmented yet" if weakest is None else f"{means[key]:.2f}\t{weakest} {found[key][weakest]:.2f}"
+        lines.append(f"{key}\t{told}")
+    return "\n".join(lines)
 
 
 def main() -> None:

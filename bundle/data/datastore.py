@@ -102,13 +102,13 @@ class Datastore:
         done = set(self.finished())
         return [key for key in sorted(self.objects) if key not in done]
 
-    def support_fit(self, key: str) -> float | None:
-        """How well the support fitted a scan when it was last segmented, in -1..1; ``None`` if it never was."""
+    def agreement(self, key: str) -> dict[str, float]:
+        """How well each label agreed when a scan was last segmented, in 0..1; empty if it never was."""
         for label in self.objects[key].get("labels", {}).values():
-            fit = label.get("info", {}).get("params", {}).get("support_fit")
-            if fit is not None:
-                return float(fit)
-        return None
+            found = label.get("info", {}).get("params", {}).get("agreement")
+            if found:
+                return {str(name): float(number) for name, number in found.items()}
+        return {}
 
     def entries(self, keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Support entries of finished scans, on one common numbering of the names.

@@ -111,11 +111,12 @@ def test_a_changed_label_is_read_again(tmp_path, phantom_dir):
     assert label_values(path) == [1, 2, 9]
 
 
-def test_the_scan_that_fits_worst_is_listed_first(tmp_path, phantom_dir):
+def test_the_scan_that_agrees_least_is_listed_first(tmp_path, phantom_dir):
     studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})
     index = json.loads((studies / "datastore_v2.json").read_text())
-    for case, fit in (("phantom_02", 0.5), ("phantom_03", -0.1)):
-        index["objects"][case]["labels"]["original"] = {"ext": ".nii.gz", "info": {"params": {"support_fit": fit}}}
+    for case, agreement in (("phantom_02", {"a": 0.5, "b": 0.52}), ("phantom_03", {"a": 0.9, "b": 0.1, "c": 0.2})):
+        params = {"support_fit": 0.1, "agreement": agreement}
+        index["objects"][case]["labels"]["original"] = {"ext": ".nii.gz", "info": {"params": params}}
     (studies / "datastore_v2.json").write_text(json.dumps(index))
     lines = next_sample(str(studies)).splitlines()
-    assert lines == ["phantom_04\tnot segmented yet", "phantom_03\t-0.1", "phantom_02\t0.5"]
+    assert lines == ["phantom_04\tnot segmented yet", "phantom_03\t0.40\tb 0.10", "phantom_02\t0.51\ta 0.50"]
