@@ -17,6 +17,7 @@ from ..data.support import VALUES, resolve_support
 from ..keys import IMAGE, LABEL, PRED
 from ..quality import describe_quality
 
+logger = logging.getLogger(__name__)
 HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
 
 NO_SUPPORT = (
@@ -137,7 +138,7 @@ class SelectSupportd(MapTransform):
             image.meta["support"] = json.dumps(entries)
             out[key] = image
             scans = [os.path.basename(entry[IMAGE]) for entry in entries]
-            logging.getLogger(__name__).info("%s: support %s, labels %s", os.path.basename(path), scans, names or "all")
+            logger.info("%s: support %s, labels %s", os.path.basename(path), scans, names or "all")
             if "image_path" in out:  # a request to MONAI Label, whose answer carries `result`
                 out["result"] = {**out.get("result", {}), "support": scans, "label_values": names}
         return out
@@ -154,8 +155,8 @@ class SelectSupportd(MapTransform):
 class AnswerQualityd(MapTransform):
     """Adds to the ``result`` of a MONAI Label request how far the label map can be trusted.
 
-    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, which ranks the next samples,
-    ``agreement`` of each label, and a ``warning`` if it is low, see :func:`describe_quality`.
+    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, ``agreement`` of each label, which ranks
+    the next samples, and a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
 
     Args:
         keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.
@@ -183,6 +184,8 @@ class AnswerQualityd(MapTransform):
                 result = out.get("result", {})
                 names = {value: name for name, value in result.get("label_values", {}).items()}
                 found = describe_quality(out[key], names or self.names, self.warn_below)
+                if "warning" in found:
+                    logger.warning(f"{os.path.basename(str(out['image_path']))}: {found['warning']}")
                 if found:
                     out["result"] = {**result, **found}
         return out
