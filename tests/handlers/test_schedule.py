@@ -33,7 +33,7 @@ def test_any_number_of_steps_has_a_rate(pct_start):
         top = rates.index(max(rates))
         assert 0 < min(rates)
         assert max(rates) <= 1.0
-
+        assert top <= math.ceil(max(pct_start * total - 1, 0))
         assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
 
 
