@@ -23,7 +23,7 @@ UNWANTED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.ts", "*.onnx", "*.p
 
 
 def rename_package(text: str, old: str = "bundle", new: str = "scripts") -> str:
-    """Replace the package in the dotted names of a config: ``bundle.data.x`` but not ``monai.bundle.x``."""
+    """Replace the package in the dotted names of a text: ``bundle.data.x`` but not ``monai.bundle.x``."""
     return re.sub(rf"(?<![\w./]){old}\.(?=[a-z_]+\.)", f"{new}.", text)
 
 
@@ -67,8 +67,8 @@ def zoo(dst: str, weights: str | None = None, url: str | None = None) -> str:
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)}: missing, and the zoo wants it")
     (target / "bundle").rename(target / "scripts")
-    for config in (target / "configs").glob("*.json"):
-        config.write_text(rename_package(config.read_text()))
+    for file in (*(target / "configs").glob("*.json"), *(target / "docs").glob("*.md")):
+        file.write_text(rename_package(file.read_text(encoding="utf-8")), encoding="utf-8")
     for file in (target / "scripts").rglob("*.py"):
         if re.search(r"^\s*(from|import) bundle\b", file.read_text(), re.M):
             raise ValueError(f"{file}: imports the package by name; use a relative import")

@@ -155,8 +155,8 @@ class SelectSupportd(MapTransform):
 class AnswerQualityd(MapTransform):
     """Adds to the ``result`` of a MONAI Label request how far the label map can be trusted.
 
-    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, ``agreement`` of each label, which ranks
-    the next samples, and a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
+    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, ``agreement`` of each label, by which
+    the next samples are ranked, and a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
 
     Args:
         keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.

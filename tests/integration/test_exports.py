@@ -137,6 +137,7 @@ def test_the_network_keeps_what_the_metadata_say(tmp_path, tiny_weights):
         ('"$monai.bundle.load.y"', '"$monai.bundle.load.y"'),
         ('"@bundle_root"', '"@bundle_root"'),
         ('"$bundle.networks.ALPNet(1)"', '"$scripts.networks.ALPNet(1)"'),
+        ("`bundle.networks.ALPNet`, as monai.bundle.run", "`scripts.networks.ALPNet`, as monai.bundle.run"),
     ],
 )
 def test_names_of_the_package_are_replaced_and_no_others(text, expected):
