@@ -12,6 +12,7 @@ import pytest
 
 from bundle.data import label_names
 from bundle.data.phantom import write_phantom
+from scripts.next_sample import next_sample
 
 from ..conftest import ROOT
 from .client import NAME, make_app, serve
@@ -80,6 +81,9 @@ def test_annotate_one_scan_and_every_other_segments_itself(server, data, tmp_pat
         assert np.array_equal(alone, np.asarray(read(tmp_path / f"{case}_p.nii.gz").dataobj))
         assert np.array_equal(alone, np.asarray(read(studies / "labels" / "original" / f"{case}.nii.gz").dataobj))
     assert (studies / "labels" / "original" / "phantom_03.nii.gz").is_file()
+    listed = [line.split("\t") for line in next_sample(str(studies)).splitlines()]
+    assert {case for case, *_ in listed} == {*rest, "phantom_03"}
+    assert [float(mean) for _, mean, _ in listed] == sorted(float(mean) for _, mean, _ in listed)
 
     # the second annotator numbers the organs the other way round, and leaves the last one out
     renumber(labels["phantom_03"], tmp_path / "swapped.nii.gz", [0, 4, 3, 2, 0])
