@@ -101,7 +101,7 @@ def start(job: Callable[[Path, Path], None], folder: Path, data: Path) -> int:
         os.dup2(log, 2)
         job(folder, data)
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: B036  # the copy ends here, whatever it was
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
