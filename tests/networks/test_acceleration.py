@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bundle.networks import acceleration, compile_arguments
+
+from ..conftest import ROOT, TINY_NETWORK
 
 PLAIN = {"compile": False, "compile_kwargs": None}
 
@@ -49,3 +56,34 @@ def test_a_failing_compiler_is_one_line_and_no_error(compiler, caplog):
     compiler.error = RuntimeError("no compiler\nand much more")
     assert compile_arguments(True, False, "cpu") == PLAIN
     assert caplog.messages == ["torch.compile: not used, no compiler"]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_for_the_processor_there_is_one_line(tmp_path):
+    code = "from bundle.networks import compile_arguments as c; print(c(True, False, 'cpu'))"
+    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(PLAIN)
+    assert "torch.compile: not used, InvalidCxxCompiler: No working C++ compiler found" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_training_takes_the_steps_of_a_plain_one(run_config, tmp_path, monkeypatch, caplog):
+    generated = tmp_path / "generated"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(generated))
+    assert compile_arguments(True, False, "cpu")["compile"]
+    tried = set(generated.rglob("*.so"))
+    network = {**TINY_NETWORK, "encoder": {**TINY_NETWORK["encoder"], "freeze_norm": True}, "precision": "float32"}
+    weights = {}
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        common = {"output_dir": str(folder), "ckpt_dir": str(folder), "cache_dir": str(tmp_path / "cache")}
+        run_config("train", network_def=network, epoch_length=8, compile=compiled, **common)
+        weights[compiled] = torch.load(folder / "model_final.pt", weights_only=True)
+        assert (set(generated.rglob("*.so")) > tried) == compiled
+    assert not any("not used" in line for line in caplog.messages)
+    assert weights[True].keys() == weights[False].keys()
+    for name, value in weights[False].items():
+        torch.testing.assert_close(weights[True][name], value, rtol=1e-3, atol=1e-5, msg=name)
