@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from bundle.errors import root_cause
@@ -58,23 +63,23 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(run_config
     assert not (tmp_path / "parts" / "out" / "training_state.pt").exists()
 
 
-def engine_with(path, objects, evaluator=None, epochs=3, resume=True, fail_at=None):
-    """An engine whose steps add 1 to a parameter."""
+def engine_with(path, objects, evaluator=None, epochs=3, resume=True, fail_at=None, add=lambda: 1, rank=0):
+    """An engine whose steps add to a parameter."""
 
     def step(engine, _):
         if engine.state.iteration == fail_at:
             raise Interrupted
         with torch.no_grad():
-            objects["network"].weight += 1
+            objects["network"].weight += add()
 
     engine = Engine(step)
-    engine.state.device, engine.state.rank = torch.device("cpu"), 0
+    engine.state.device, engine.state.rank = torch.device("cpu"), rank
     state = engine.state
     TrainingState(path, objects, evaluator, resume).attach(engine)
 
     @engine.on(Events.STARTED)
     def keep(engine):
-        engine.state.device, engine.state.rank = state.device, 0
+        engine.state.device, engine.state.rank = state.device, rank
 
     return engine, epochs
 
@@ -132,6 +137,51 @@ def test_kill_while_saving_leaves_the_last_complete_epoch(tmp_path, monkeypatch)
         with pytest.raises(OSError, match="s.pt: cannot be written"):
             start(engine_with(tmp_path / "s.pt", objects()))
     assert torch.load(tmp_path / "s.pt", weights_only=True)["epoch"] == 1
+    again = objects()
+    start(engine_with(tmp_path / "s.pt", again))
+    assert again["network"].weight.item() == 6
+
+
+def one_of_two_processes(rank, folder):
+    """Each process draws numbers of its own, and both add their mean; a second one does not see the file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+    def add():
+        drawn = torch.rand(1) + random.random() + np.random.rand()  # noqa: NPY002
+        dist.all_reduce(drawn)
+        return drawn.double() / 2
+
+    def train(name, fail_at=None):
+        torch.manual_seed(rank), random.seed(rank), np.random.seed(rank)  # noqa: NPY002
+        path, made = Path(folder) / name / ("state.pt" if rank == 0 else "elsewhere.pt"), objects()
+        made["network"].double()
+        try:
+            start(engine_with(path, made, fail_at=fail_at, add=add, rank=rank))
+        except Interrupted:
+            return None
+        return made["network"].weight.item()
+
+    whole = train("whole")
+    train("parts", fail_at=4)
+    assert train("parts", fail_at=6) is None
+    torch.save([whole, train("parts")], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_numbers_that_each_would_have_drawn(tmp_path):
+    torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert results[0][0] == results[0][1]
+    assert results[0] == results[1]
+
+
+def test_a_single_process_takes_up_what_several_left(tmp_path):
+    with pytest.raises(Interrupted):
+        start(engine_with(tmp_path / "s.pt", objects(), fail_at=4))
+    state = torch.load(tmp_path / "s.pt", weights_only=True)
+    state["random"] *= 4
+    torch.save(state, tmp_path / "s.pt")
     again = objects()
     start(engine_with(tmp_path / "s.pt", again))
     assert again["network"].weight.item() == 6
