@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +21,7 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
 ENVIRONMENT.pop("MONAI_LABEL_STUDIES", None)
 
 
-def run(processes: int, *configs: str, python=sys.executable, **overrides) -> None:
+def command_of(processes: int, *configs: str, python=sys.executable, **overrides) -> list[str]:
     """``monai.bundle run`` in one process, or in several under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={processes}"]
     files = [f"configs/{name}.json" for name in configs]
@@ -27,6 +29,12 @@ def run(processes: int, *configs: str, python=sys.executable, **overrides) -> No
     command += ["--config_file", str(files), "--device", "cpu"] if processes == 1 else ["--config_file", str(files)]
     for key, value in {"image_size": [64, 64], "precision": "float32", **overrides}.items():
         command += [f"--{key}", str(value)]
+    return command
+
+
+def run(*arguments, **overrides) -> None:
+    """Run a command to its end."""
+    command = command_of(*arguments, **overrides)
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -80,3 +88,36 @@ def test_training_in_two_processes_follows_one(tmp_path, phantom_dir, align):
     assert weights[1].keys() == weights[2].keys()  # no prefix of the wrapper
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[2][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nobody_had_killed_them(tmp_path, phantom_dir):
+    common = {"dataset_dir": phantom_dir, "network_def": TINY_NETWORK, "pretrained": False, "num_ways": 3}
+    common |= {"max_epochs": 6, "epoch_length": 16, "batch_size": 4, "val_length": 4, "cache_dir": tmp_path / "cache"}
+    common |= {"superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}], "superpixel#min_area_px": 16}
+    names, folders = ("train", "multi_gpu_train"), [tmp_path / name for name in ("whole", "parts")]
+    settings = [{**common, "output_dir": folder, "ckpt_dir": folder / "models"} for folder in folders]
+    run(2, *names, **settings[0])
+    state = folders[1] / "training_state.pt"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    killed = [  # without torchrun, whose processes outlive it when it is killed
+        subprocess.Popen(
+            command_of(1, *names, **settings[1]),
+            cwd=ROOT, env={**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.DEVNULL,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    while killed[0].poll() is None and not state.is_file():
+        time.sleep(0.05)
+    for process in killed:
+        process.kill()
+        process.wait()
+    assert torch.load(state, weights_only=True)["epoch"] < 6
+    run(2, *names, **settings[1])
+    for name in ("model.pt", "model_final.pt"):
+        whole, parts = (torch.load(folder / "models" / name, weights_only=True) for folder in folders)
+        assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+    assert not state.exists()
