@@ -152,7 +152,9 @@ def one_of_two_processes(rank, folder):
         return drawn.double() / 2
 
     def train(name, fail_at=None):
-        torch.manual_seed(rank), random.seed(rank), np.random.seed(rank)  # noqa: NPY002
+        torch.manual_seed(rank)
+        random.seed(rank)
+        np.random.seed(rank)  # noqa: NPY002
         path, made = Path(folder) / name / ("state.pt" if rank == 0 else "elsewhere.pt"), objects()
         made["network"].double()
         try:
