@@ -133,7 +133,7 @@ def segment_volume(network: ALPNet, image: Tensor, support: Any, values: list[in
     slices, references = image.movedim(-1, 0), support.image.movedim(-1, 0).to(image.device)
     labels = support.label.movedim(-1, 0).to(image.device)
     query, known = (describe_slices(torch.stack([encode(network, one) for one in s])) for s in (slices, references))
-    positions, _ = align_scans(query, known, spacing_mm, support.spacing_mm)
+    (positions, _), *_ = align_scans(query, known, spacing_mm, support.spacing_mm)
     nearest = nearest_slices(positions.cpu(), torch.arange(len(references)), 1)[:, 0].tolist()
     out = torch.zeros(len(slices), *image.shape[1:3], dtype=torch.uint8)
     for z, index in enumerate(nearest):

@@ -227,7 +227,7 @@ def prototypes(
     with torch.no_grad():
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
     described, described_reference = (describe_slices(feature) for feature in features)
-    positions, _ = align_scans(
+    (positions, _), *_ = align_scans(
         described,
         described_reference,
         slice_spacing(scan),

@@ -24,7 +24,7 @@ from ..data.protocol import support_slices
 from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_support, slice_spacing
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
-from .location import CellLocator, align_scans, describe_slices, nearest_slices
+from .location import CellLocator, align_scans, describe_slices, located_similarity, nearest_slices
 from .refine import margins, smooth_slices, upsample_scores
 
 
@@ -41,10 +41,10 @@ class EncodedSupport:
         slices: numbers of the annotated slices ``(A,)``; the others are no background.
     """
 
-    def __init__(self, scan: SupportScan, features: Tensor) -> None:
+    def __init__(self, scan: SupportScan, features: Tensor, description_cells: int = 4) -> None:
         self.features = features
         self.label = scan.label.movedim(-1, 0).to(features.device)
-        self.description = describe_slices(features)
+        self.description = describe_slices(features, description_cells)
         self.spacing_mm = scan.spacing_mm
         self.values = scan.values
         self.annotates = scan.annotates
@@ -97,7 +97,9 @@ class FewShotInferer(Inferer):
         labels: values to segment; ``None`` for all that the support shows.
         dataset_dir: folder to which paths of the support may be relative.
         num_slices: support slices that answer for a query slice.
-        alignment: arguments of :func:`align_scans`; what is not given keeps its default.
+        description_cells: side of the grid over which a slice's features are averaged for the alignment.
+        alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
+            the one counts whose located cells are the most similar to the support's.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
         fit_temperature: scans whose alignment is less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
@@ -109,6 +111,7 @@ class FewShotInferer(Inferer):
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
+        score_reach: scores beyond it are as certain as scores can be, for the guided filter.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
@@ -123,6 +126,7 @@ class FewShotInferer(Inferer):
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
         num_slices: int = 1,
+        description_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
         fit_temperature: float = 0.1,
@@ -133,6 +137,7 @@ class FewShotInferer(Inferer):
         confident_margin: float = 1.0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
+        score_reach: float = 2.0,
         min_agreement: float = 0.0,
         keep_similarity: bool = False,
     ) -> None:
@@ -142,6 +147,7 @@ class FewShotInferer(Inferer):
         self.labels = list(labels) if labels is not None else None
         self.dataset_dir = dataset_dir
         self.num_slices = num_slices
+        self.description_cells = description_cells
         self.alignment = dict(alignment or {})
         self.locator = locator
         self.fit_temperature = fit_temperature
@@ -152,6 +158,7 @@ class FewShotInferer(Inferer):
         self.confident_margin = confident_margin
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
+        self.score_reach = score_reach
         self.min_agreement = min_agreement
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
@@ -220,7 +227,7 @@ class FewShotInferer(Inferer):
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [
-                upsample_scores(part, images, compete, self.guided_radius_px, self.guided_epsilon)
+                upsample_scores(part, images, compete, self.guided_radius_px, self.guided_epsilon, self.score_reach)
                 for part, images in parts
             ]
         )
@@ -275,7 +282,7 @@ class FewShotInferer(Inferer):
         if encoded is None or owner is None or owner() is not network:
             scan = load()
             slices = scan.image.movedim(-1, 0).to(device)
-            encoded = EncodedSupport(scan, self._encode(network, slices))
+            encoded = EncodedSupport(scan, self._encode(network, slices), self.description_cells)
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
         while len(self._cache) > max(self.cache_size, len(self.support), in_use):
@@ -287,13 +294,16 @@ class FewShotInferer(Inferer):
             return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
     def _place(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
-        """Where the query lies on a support scan."""
-        positions, fit = align_scans(
-            describe_slices(features), scan.description, spacing_mm, scan.spacing_mm, **self.alignment
-        )
+        """Where the query lies on a support scan: of the likely lines along z, the one whose cells match best."""
+        description = describe_slices(features, self.description_cells)
+        lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
+        positions, fit = lines[0]
         places = None
         if self.locator is not None:
-            places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
+            located = [self.locator(features, scan.features, line, spacing_mm, scan.spacing_mm) for line, _ in lines]
+            fits = [located_similarity(features, scan.features, found, scan.spacing_mm) for found in located]
+            fit = max(fits)
+            places = located[fits.index(fit)]
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
         return Placement(nearest_slices(positions, scan.slices, self.num_slices), places, fit, positions)

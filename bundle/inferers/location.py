@@ -34,8 +34,10 @@ def align_scans(
     min_overlap: float = 0.5,
     overlap_penalty: float = 0.3,
     flip_margin: float = 0.1,
-) -> tuple[Tensor, float]:
-    """Place of each query slice on the support scan: the affine map along z with the most similar slices.
+    candidates: int = 1,
+    apart: float = 2.0,
+) -> list[tuple[Tensor, float]]:
+    """Place of each query slice on the support scan: the affine maps along z with the most similar slices.
 
     Args:
         query: descriptions ``(Dq, F)`` of the query's slices.
@@ -47,27 +49,39 @@ def align_scans(
         overlap_penalty: what a map loses if the scans do not overlap at all, in proportion to what does not.
         flip_margin: by how much more similar the slices must be in reverse order for the query to count as upside
             down; a header that lies about the direction of z does that.
+        candidates: how many maps are wanted.
+        apart: by how many of the support's slices they differ at least, on average.
 
     Returns:
-        Positions ``(Dq,)`` in units of the support's slices, beyond ``[0, Ds - 1]`` where the support does not
-        reach, and the mean similarity of the overlapping slices.
+        The maps, the best first, at least one: positions ``(Dq,)`` in units of the support's slices, beyond
+        ``[0, Ds - 1]`` where the support does not reach, and the mean similarity of the overlapping slices.
     """
     similar = query @ support.T  # (Dq, Ds)
-    ratio = query_spacing / support_spacing
-    slopes = [scale * ratio for scale in scales]
-    upright, fit = _best_line(similar, slopes, min_overlap, overlap_penalty)
-    reverse, reverse_fit = _best_line(similar.flip(0), slopes, min_overlap, overlap_penalty)
-    return (reverse.flip(0), reverse_fit) if reverse_fit > fit + flip_margin else (upright, fit)
+    slopes = [scale * query_spacing / support_spacing for scale in scales]
+    upright = _lines(similar, slopes, min_overlap, overlap_penalty)
+    reverse = _lines(similar.flip(0), slopes, min_overlap, overlap_penalty)
+    positions = torch.cat([upright[0], reverse[0].flip(1)])
+    means = torch.cat([upright[1], reverse[1]])
+    scores = torch.cat([upright[2], reverse[2] - flip_margin])
+    found: list[tuple[Tensor, float]] = []
+    while len(found) < candidates and (not found or scores.amax() > IMPOSSIBLE):
+        best = int(scores.argmax())
+        found.append((positions[best], float(means[best])))
+        scores[(positions - positions[best]).abs().mean(dim=1) < apart] = IMPOSSIBLE
+    return found
 
 
-def _best_line(
+IMPOSSIBLE = -9.0  # score of a map with too little overlap
+
+
+def _lines(
     similar: Tensor, slopes: Sequence[float], min_overlap: float, overlap_penalty: float
-) -> tuple[Tensor, float]:
-    """The line through a table ``(Dq, Ds)`` of similar slices with the best mean, and that mean."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All lines ``(L, Dq)`` through a table ``(Dq, Ds)`` of similar slices, their means and scores ``(L,)``."""
     queries, supports = similar.shape
     steps = torch.arange(queries, dtype=torch.float32)
     lines, largest = [], []
-    for slope in slopes:  # all candidates at once: (L, Dq)
+    for slope in slopes:
         offsets = torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5)
         lines.append(steps * slope + offsets[:, None])
         largest.append(torch.full_like(offsets, max(1.0, min(queries, supports / slope))))
@@ -79,9 +93,8 @@ def _best_line(
     found = similar[torch.arange(queries, device=similar.device), nearest]
     means = (found * inside).sum(dim=1) / count.clamp(min=1)
     scores = means - overlap_penalty * (1 - count / possible).clamp(min=0)
-    scores = torch.where(count >= (min_overlap * possible).clamp(min=1), scores, torch.full_like(scores, -9.0))
-    best = int(scores.argmax())
-    return positions[best], float(means[best])
+    enough = count >= (min_overlap * possible).clamp(min=1)
+    return positions, means, torch.where(enough, scores, torch.full_like(scores, IMPOSSIBLE))
 
 
 class CellLocator:
@@ -89,40 +102,50 @@ class CellLocator:
 
     Organs do not move together from one body to the next, so that one line along z places no slice right for all of
     them. Starting from it, each cell of a coarse grid is moved to the mean place of the support's cells around it,
-    weighted by their similarity and nearness; the displacements are smoothed, and it is done again from there.
+    weighted by their similarity and nearness; the displacements are smoothed, and it is done again from there, each
+    time with less smoothing: first whole bodies find each other, then organs.
 
     Args:
+        smoothing: standard deviations of the Gaussian in the plane, in units of the image's side, one a round; none
+            leaves the cells where the slices lie.
+        smoothing_mm: its standard deviations along z, one a round.
         reach: support slices above and below that are looked at.
-        rounds: how often displacements are measured and smoothed; 0 leaves the cells where the slices lie.
         temperature: factor of the cosine similarity.
         position_weight: factor of the squared distance in the plane, in units of the image's side.
         depth_weight: factor of the squared distance along z, in cm.
         pooling: cells of the feature grid a cell of the coarse grid, along each side.
-        smoothing: standard deviation of the Gaussian in the plane, in units of the image's side.
-        smoothing_mm: its standard deviation along z.
+
+    Raises:
+        ValueError: for lists of different length, or a negative number.
     """
 
     def __init__(
         self,
+        smoothing: Sequence[float] = (0.2, 0.1, 0.05, 0.03, 0.02),
+        smoothing_mm: Sequence[float] = (24.0, 16.0, 12.0, 8.0, 8.0),
         reach: int = 3,
-        rounds: int = 3,
-        temperature: float = 20.0,
-        position_weight: float = 50.0,
+        temperature: float = 40.0,
+        position_weight: float = 100.0,
         depth_weight: float = 0.3,
         pooling: int = 2,
-        smoothing: float = 0.1,
-        smoothing_mm: float = 12.0,
     ) -> None:
-        if reach < 0 or rounds < 0 or pooling < 1:
-            raise ValueError(f"reach and rounds must be at least 0 and pooling 1, got {reach}, {rounds} and {pooling}")
+        if len(smoothing) != len(smoothing_mm):
+            raise ValueError(
+                "smoothing and smoothing_mm must have one number a round each, "
+                f"got {len(smoothing)} and {len(smoothing_mm)}"
+            )
+        if reach < 0 or pooling < 1 or min([*smoothing, *smoothing_mm], default=0) < 0:
+            raise ValueError(
+                f"reach and smoothing must be at least 0 and pooling 1, got {reach}, {list(smoothing)}, "
+                f"{list(smoothing_mm)} and {pooling}"
+            )
+        self.smoothing = tuple(smoothing)
+        self.smoothing_mm = tuple(smoothing_mm)
         self.reach = reach
-        self.rounds = rounds
         self.temperature = temperature
         self.position_weight = position_weight
         self.depth_weight = depth_weight
         self.pooling = pooling
-        self.smoothing = smoothing
-        self.smoothing_mm = smoothing_mm
 
     def __call__(
         self,
@@ -155,31 +178,55 @@ class CellLocator:
         cells = normalize(F.avg_pool2d(query, side), 1)
         targets = normalize(F.avg_pool2d(support, side), 1).flatten(2).transpose(1, 2)  # (Ds, P, D)
         height, width = cells.shape[-2:]
-        start = _at_depth(grid_positions(height, width, query), depths)  # (Dq, 3, P)
-        moved = torch.zeros_like(start)
-        steps = torch.arange(-reach, reach + 1, device=query.device)
-        around = positions.to(query.device).round().long()[:, None] + steps
-        known = (around >= 0) & (around < len(support))
         centers = grid_positions(height, width, query)
+        start = _at_depth(centers, depths)  # (Dq, 3, P)
         planes = torch.arange(len(support), device=query.device)[:, None, None] * slice_cm
         spots = _at_depth(centers, planes).transpose(1, 2)  # (Ds, P, 3)
         weight = torch.tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt().to(query)
-        for _ in range(self.rounds):
+        steps = torch.arange(-reach, reach + 1, device=query.device)
+        moved = torch.zeros_like(start)
+        for sigma, sigma_mm in zip(self.smoothing, self.smoothing_mm):
+            here = start + moved
+            around = (here[:, 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps
+            known = (around >= 0) & (around < len(support))
+            moved = moved.clone()
             for index in range(len(query)):
                 near = around[index][known[index]]
                 if not len(near):
                     continue  # no support slice is near
                 places = spots[near].flatten(0, 1)
-                here = (start[index] + moved[index]).T
                 similar = self.temperature * targets[near].flatten(0, 1) @ cells[index].flatten(1)
-                similar = similar - torch.cdist(places * weight, here * weight).square()
+                similar = similar - torch.cdist(places * weight, here[index].T * weight).square()
                 moved[index] = places.T @ similar.softmax(dim=0) - start[index]
             field = moved.reshape(len(query), 3, height, width)
-            field = _blur(_blur(field, 2, self.smoothing * height), 3, self.smoothing * width)
-            moved = _blur(field, 0, self.smoothing_mm / query_spacing).flatten(2)
+            field = _blur(_blur(field, 2, sigma * height), 3, sigma * width)
+            moved = _blur(field, 0, sigma_mm / query_spacing).flatten(2)
         field = moved.reshape(len(query), 3, height, width)
         field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
         return _at_depth(grid_positions(size[0], size[1], query), depths).reshape(len(query), 3, *size) + field
+
+
+def located_similarity(query: Tensor, support: Tensor, places: Tensor, support_spacing: float) -> float:
+    """How similar a query's cells are to what lies at their places on the support.
+
+    Args:
+        query: features ``(Dq, D, h, w)``.
+        support: features ``(Ds, D, h, w)``.
+        places: ``(Dq, 3, h, w)``, see :class:`CellLocator`.
+        support_spacing: distance of the support's slices in mm.
+
+    Returns:
+        Mean cosine, in -1..1, of the cells that lie on the support; -1 if none does.
+    """
+    count = len(support)
+    depths = places[:, 2] / (support_spacing / 10)
+    on_support = (depths > -0.5) & (depths < count - 0.5)
+    if not bool(on_support.any()):
+        return -1.0
+    spots = torch.stack([2 * places[:, 1] - 1, 2 * places[:, 0] - 1, (2 * depths + 1) / count - 1], dim=-1)
+    volume = normalize(support, 1).movedim(0, 1)[None]
+    found = F.grid_sample(volume, spots[None], padding_mode="border", align_corners=False)[0].movedim(1, 0)
+    return float(F.cosine_similarity(query, found, dim=1)[on_support].mean())
 
 
 def _at_depth(grid: Tensor, depths: Tensor) -> Tensor:

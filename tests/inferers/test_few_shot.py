@@ -13,7 +13,7 @@ from torch import nn
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer
+from bundle.inferers import CellLocator, FewShotInferer, few_shot
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
@@ -420,3 +420,17 @@ def test_half_an_organ_agrees_and_one_out_of_view_does_not():
     _, half = segment(given(scan), CountingNetwork(), query_of(noise(0)[..., :5]))  # label 3 begins in slice 5
     assert half.meta["agreement"][0, 0] > 0.8  # slices 2 to 4 of 2 to 6, and 5 by its neighbor
     assert half.meta["agreement"][0, 1] < 0.35
+
+
+def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    right, wrong = torch.arange(float(DEPTH)), torch.arange(float(DEPTH)) + 3
+    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
+    stay = CellLocator([], [])
+    found, scores = segment(given(scan, locator=stay), CountingNetwork(), query_of(noise(0)))
+    assert (found == squares()).float().mean() > 0.98
+    assert float(scores.meta["support_fit"]) == pytest.approx(1.0, abs=1e-3)
+    # without a locator nothing tells better than the lines themselves
+    found, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
+    assert (found[..., 8:] == 0).all()
+    assert (found[8:32, 16:40, 4] != 1).any()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.inferers.location import CellLocator, align_scans, describe_slices, nearest_slices
+from bundle.inferers.location import CellLocator, align_scans, describe_slices, located_similarity, nearest_slices
 
 
 def bodies(mm):
@@ -22,7 +22,7 @@ def test_known_shift_and_scale_are_found(scale, query_spacing, support_spacing, 
     query_z = torch.arange(int(220 / query_spacing)) * query_spacing
     support_z = torch.arange(int(260 / support_spacing)) * support_spacing
     # a point at height h of the support's body lies at h / scale in the query's
-    places, similarity = align_scans(
+    [(places, similarity)] = align_scans(
         bodies((query_z + start_mm / scale) * scale), bodies(support_z), query_spacing, support_spacing
     )
     expected = (query_z * scale + start_mm) / support_spacing
@@ -33,16 +33,16 @@ def test_known_shift_and_scale_are_found(scale, query_spacing, support_spacing, 
 def test_overlap_has_to_be_large_enough():
     query = bodies(torch.arange(20) * 7.0)
     support = bodies(torch.arange(20) * 7.0 + 133)  # only the last slice of the query is on the support
-    places, _ = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
+    [(places, _)] = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
     assert ((places > -0.5) & (places < 19.5)).sum() >= 10
-    free, similarity = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0, overlap_penalty=0.0)
+    [(free, similarity)] = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0, overlap_penalty=0.0)
     torch.testing.assert_close(free, torch.arange(20.0) - 19)
     assert similarity == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(("query", "support"), [(1, 12), (12, 1), (1, 1)])
 def test_single_slices_find_a_place(query, support):
-    places, _ = align_scans(bodies(torch.arange(query) * 7.0 + 35), bodies(torch.arange(support) * 7.0), 7.0, 7.0)
+    [(places, _)] = align_scans(bodies(torch.arange(query) * 7.0 + 35), bodies(torch.arange(support) * 7.0), 7.0, 7.0)
     assert places.shape == (query,)
     assert torch.isfinite(places).all()
     if support == 12:
@@ -79,12 +79,12 @@ def test_annotated_slices_answer_for_half_of_the_gap_beyond_them():
 
 def test_a_scan_upside_down_is_found_and_an_upright_one_stays():
     support = bodies(torch.arange(20) * 7.0)
-    upright, fit = align_scans(support, support, 7.0, 7.0)
-    reverse, reverse_fit = align_scans(support.flip(0), support, 7.0, 7.0)
+    [(upright, fit)] = align_scans(support, support, 7.0, 7.0)
+    [(reverse, reverse_fit)] = align_scans(support.flip(0), support, 7.0, 7.0)
     torch.testing.assert_close(upright, torch.arange(20.0))
     torch.testing.assert_close(reverse, torch.arange(19.0, -1, -1))
     assert fit == pytest.approx(reverse_fit) == pytest.approx(1.0, abs=1e-5)
-    never, _ = align_scans(support.flip(0), support, 7.0, 7.0, flip_margin=3.0)
+    [(never, _)] = align_scans(support.flip(0), support, 7.0, 7.0, flip_margin=3.0)
     assert (never.diff() > 0).all()
 
 
@@ -99,10 +99,10 @@ def waves(depth, shift=(0.0, 0.0, 0.0), cells=32):
 
 
 def test_locator_finds_a_shift_that_the_alignment_of_slices_missed():
-    locator = CellLocator(position_weight=5.0, depth_weight=0.03, rounds=8)
+    locator = CellLocator([0.1] * 8, [12.0] * 8, temperature=20.0, position_weight=5.0, depth_weight=0.03)
     places = locator(waves(12, shift=(2.0, 3.0, 0.0)), waves(12), torch.arange(12.0), 10.0, 10.0)
     assert places.shape == (12, 3, 32, 32)
-    start = CellLocator(rounds=0)(waves(12), waves(12), torch.arange(12.0), 10.0, 10.0)
+    start = CellLocator([], [])(waves(12), waves(12), torch.arange(12.0), 10.0, 10.0)
     moved = (places - start)[3:8, :, 10:22, 10:22].mean(dim=(0, 2, 3))
     assert moved[0] * 32 == pytest.approx(3, abs=1.0)  # rows of the grid
     assert moved[1] * 32 == pytest.approx(0, abs=0.5)
@@ -111,7 +111,7 @@ def test_locator_finds_a_shift_that_the_alignment_of_slices_missed():
 
 def test_locator_leaves_a_scan_on_itself_where_it_is():
     places = CellLocator()(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
-    start = CellLocator(rounds=0)(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
+    start = CellLocator([], [])(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
     centers = (torch.arange(32) + 0.5) / 32
     torch.testing.assert_close(start[0, 0, :, 5], centers)
     torch.testing.assert_close(start[:, 2, 0, 0], torch.arange(9.0) * 0.7)
@@ -127,10 +127,59 @@ def test_locator_without_reach_keeps_the_slices():
 def test_locator_takes_sensible_numbers_only():
     with pytest.raises(ValueError, match="reach"):
         CellLocator(reach=-1)
+    with pytest.raises(ValueError, match="one number a round"):
+        CellLocator(smoothing=[0.1])
+
+
+def test_locator_follows_what_moves_alone_once_it_smooths_less():
+    def bent(coarse):
+        """A scan whose right half lies two rows lower than on the support."""
+        moved, still = waves(5, shift=(0.0, 2.0, 0.0)), waves(5)
+        return torch.cat([still[..., :16], moved[..., 16:]], dim=-1) if coarse else still
+
+    positions = torch.arange(5.0)
+    start = CellLocator([], [])(bent(True), bent(False), positions, 7.0, 7.0)
+    found = {}
+    for name, rounds in {"coarse": [0.3] * 4, "fine": [0.3, 0.1, 0.05, 0.03]}.items():
+        places = CellLocator(rounds, [12.0] * 4)(bent(True), bent(False), positions, 7.0, 7.0)
+        rows = 32 * (places - start)[:, 0, 8:24].mean(dim=(0, 1))
+        found[name] = float(rows[22:28].mean() - rows[4:10].mean())
+    assert found["fine"] == pytest.approx(2, abs=0.5)
+    assert found["coarse"] < found["fine"] - 0.5
 
 
 def test_of_lines_as_similar_the_one_that_overlaps_more_counts():
     same = torch.ones(12, 5)  # every slice is like every other
-    places, fit = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
+    [(places, fit)] = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
     assert ((places > -0.5) & (places < 11.5)).all()
     assert fit == pytest.approx(5.0)  # the similarity itself, without the penalty
+
+
+def test_candidates_differ_and_the_best_comes_first():
+    support = bodies(torch.arange(30) * 7.0)
+    lines = align_scans(support[10:18], support, 7.0, 7.0, scales=(1.0,), min_overlap=1.0, candidates=4, apart=3.0)
+    assert len(lines) == 4
+    torch.testing.assert_close(lines[0][0], torch.arange(10.0, 18.0))
+    fits = [fit for _, fit in lines]
+    assert fits[0] == max(fits) == pytest.approx(1.0, abs=1e-5)
+    for index, (line, _) in enumerate(lines):
+        assert all((line - other).abs().mean() >= 3.0 for other, _ in lines[:index])
+
+
+def test_no_more_candidates_than_there_are():
+    one = bodies(torch.zeros(1))
+    assert len(align_scans(one, one, 7.0, 7.0, candidates=5)) == 1
+
+
+def test_located_similarity_by_hand():
+    support = waves(6)
+    grid = (torch.arange(32) + 0.5) / 32
+    rows, columns = torch.meshgrid(grid, grid, indexing="ij")
+    depths = torch.arange(6.0)[:, None, None].expand(6, 32, 32) * 0.7
+    places = torch.stack([rows.expand(6, 32, 32), columns.expand(6, 32, 32), depths], dim=1)
+    assert located_similarity(support, support, places, 7.0) == pytest.approx(1.0, abs=1e-4)
+    assert located_similarity(-support, support, places, 7.0) == pytest.approx(-1.0, abs=1e-4)
+    up = places + torch.tensor([0.0, 0.0, 0.7])[:, None, None]  # the last slice lies beyond the support
+    cosine = torch.nn.functional.cosine_similarity(support[:5], support[1:], dim=1).mean()
+    assert located_similarity(support, support, up, 7.0) == pytest.approx(float(cosine), abs=1e-4)
+    assert located_similarity(support, support, places + 99, 7.0) == -1.0
