@@ -102,7 +102,8 @@ def describe(item: Any, above: tuple[int, ...] = ()) -> Any:
         return name  # all of it is in the file of its weights
     inside = getattr(item, "__dict__", {}).items()
     public = {key: value for key, value in inside if not key.startswith("_") or isinstance(value, Transform)}
-    public.pop("training", None)
+    for changing in ("training", "filenames"):  # with use: of networks, of MONAI's readers
+        public.pop(changing, None)
     if isinstance(item, torch.nn.Module):
         public |= dict(item.named_children())
     described = {key: describe(value, above) for key, value in sorted(public.items())}

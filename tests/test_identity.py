@@ -11,6 +11,8 @@ from bundle import identity
 from bundle.identity import code_digest, describe, file_digest, installed_versions
 from bundle.transforms import RandView
 
+from .conftest import save_nifti
+
 
 def test_functions_and_views_are_told_apart():
     assert describe(lambda x: x > 1) != describe(lambda x: x > 2)
@@ -24,6 +26,13 @@ def test_functions_and_views_are_told_apart():
 def test_inner_transforms_count():
     assert describe(LoadImaged("image")) == describe(LoadImaged("image"))
     assert describe(LoadImaged("image")) != describe(LoadImaged("image", dtype=np.float64))
+
+
+def test_use_changes_nothing(tmp_path):
+    load = LoadImaged("image")
+    before = describe(load)
+    load({"image": save_nifti(tmp_path / "a.nii.gz", np.zeros((4, 4, 4)))})
+    assert describe(load) == before
 
 
 def test_digest_of_a_file_follows_its_content(tmp_path):
