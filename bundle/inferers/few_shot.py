@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -36,9 +37,13 @@ class EncodedSupport:
         label: ``(Ds, H, W)`` label map.
         description: ``(Ds, F)``, see :func:`describe_slices`.
         spacing_mm: distance of the slices.
-        values: label values that occur.
+        values: the ``V`` label values that occur.
         annotates: whether the scan says where a value is, see :meth:`SupportScan.annotates`.
         slices: numbers of the annotated slices ``(A,)``; the others are no background.
+        answering: numbers of the slices that answer queries: the annotated ones and those that were filled in.
+        foreground: share of each label in the cells ``(Ds, V, h, w)``.
+        background: share of what has no label ``(Ds, h, w)``.
+        shows: which labels a slice shows ``(Ds, V)``.
     """
 
     def __init__(self, scan: SupportScan, features: Tensor, description_cells: int = 4) -> None:
@@ -48,7 +53,36 @@ class EncodedSupport:
         self.spacing_mm = scan.spacing_mm
         self.values = scan.values
         self.annotates = scan.annotates
-        self.slices = torch.tensor(scan.annotated_slices)
+        self.slices = self.answering = torch.tensor(scan.annotated_slices)
+        grid = features.shape[-2:]
+        shares, shown = [], []
+        for labels in self.label.split(16):  # as floats, whole volumes would be large
+            masks = torch.stack([labels == value for value in [0, *self.values]], dim=1)
+            shares.append(_to_grid(masks.float(), grid))
+            shown.append(masks[:, 1:].flatten(2).any(dim=2))
+        self.background, self.foreground = torch.cat(shares)[:, 0], torch.cat(shares)[:, 1:]
+        self.shows = torch.cat(shown)
+        self._views: dict[tuple[int, int], EncodedSupport] = {}
+
+    def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
+        foreground = self.foreground.new_zeros(len(self.features), len(values), *self.foreground.shape[-2:])
+        shows = self.shows.new_zeros(len(self.features), len(values))
+        for row, value in enumerate(values):
+            if value in self.values:
+                own = self.values.index(value)
+                foreground[:, row], shows[:, row] = self.foreground[:, own], self.shows[:, own]
+        return foreground, shows
+
+    def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
+        """The same scan with one label against all else, annotated on some of the slices."""
+        view = copy.copy(self)
+        row = self.values.index(value)
+        view.values = [value]
+        view.slices = view.answering = torch.tensor(sorted(set(slices)))
+        view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
+        view.background = 1 - view.foreground[:, 0]
+        return view
 
 
 class Placement(NamedTuple):
@@ -81,8 +115,9 @@ class FewShotInferer(Inferer):
       none of these shows a label, it cannot appear; where no support slice is near, all is background. Gives scores
       ``(1, 1 + n, H, W, D)``.
     - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe,
-      each label is matched alone against its background, to the support slice of the query slice's chunk. Gives
-      differences of foreground and background ``(1, n, H, W, D)``.
+      each label is matched alone against its background, to the support slice of the query slice's chunk, or with
+      ``fill_slices`` to the slices at the same height of the organ. Gives differences of foreground and background
+      ``(1, n, H, W, D)``.
 
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
@@ -109,6 +144,8 @@ class FewShotInferer(Inferer):
         num_refinements: how often the scores are averaged with those that the query's own confident cells give, as
             support of the same and the two neighboring slices.
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
+        fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
+            that is confident, and let them answer too.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         score_reach: scores beyond it are as certain as scores can be, for the guided filter.
@@ -135,6 +172,7 @@ class FewShotInferer(Inferer):
         smoothing_mm: float = 0.0,
         num_refinements: int = 0,
         confident_margin: float = 1.0,
+        fill_slices: bool = False,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
         score_reach: float = 2.0,
@@ -156,6 +194,7 @@ class FewShotInferer(Inferer):
         self.smoothing_mm = smoothing_mm
         self.num_refinements = num_refinements
         self.confident_margin = confident_margin
+        self.fill_slices = fill_slices
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
         self.score_reach = score_reach
@@ -204,8 +243,9 @@ class FewShotInferer(Inferer):
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
-            answering = [(scan, _chunk_slices(scan, values, chunks, num_chunks)) for scan in encoded]
-            scores, possible = self._match_chunks(network, features, answering, values, spacing_mm)
+            scores, possible, answering = self._match_extents(
+                network, features, encoded, values, chunks, num_chunks, spacing_mm
+            )
         else:
             placed = [(scan, self._place(features, scan, spacing_mm)) for scan in encoded]
             scores, possible = self._match_scans(network, features, placed, values)
@@ -283,6 +323,8 @@ class FewShotInferer(Inferer):
             scan = load()
             slices = scan.image.movedim(-1, 0).to(device)
             encoded = EncodedSupport(scan, self._encode(network, slices), self.description_cells)
+            if self.fill_slices:
+                encoded = self._fill(network, encoded)
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
         while len(self._cache) > max(self.cache_size, len(self.support), in_use):
@@ -306,7 +348,7 @@ class FewShotInferer(Inferer):
             places = located[fits.index(fit)]
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
-        return Placement(nearest_slices(positions, scan.slices, self.num_slices), places, fit, positions)
+        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
 
     def _match_scans(
         self,
@@ -341,16 +383,13 @@ class FewShotInferer(Inferer):
         self, network: nn.Module, features: Tensor, scan: EncodedSupport, values: Sequence[int], placement: Placement
     ) -> tuple[Tensor, Tensor]:
         """Scores ``(D, 1 + n, h, w)`` by one scan, and which labels the slices that answer show ``(D, n)``."""
-        grid = features.shape[-2:]
-        wanted = torch.tensor(list(values), device=features.device)
+        foreground, shows = scan.wanted(values)
         chosen = placement.chosen.to(features.device)
         scores, shown = [], []
         for part in torch.arange(len(features)).split(max(1, self.slice_batch_size // self.num_slices)):
             index = chosen[part].clamp(min=0)  # (b, K)
             known = (chosen[part] >= 0)[..., None, None]
-            labels = scan.label[index]  # (b, K, H, W)
-            masks = ((labels[:, None] == wanted[None, :, None, None, None]) & known[:, None]).float()
-            background = (known & (labels == 0)).float()
+            masks = (foreground[index] * known[..., None]).transpose(1, 2)  # (b, n, K, h, w)
             places = depths = None
             if placement.places is not None:
                 places, depths = placement.places[part], index.float() * (scan.spacing_mm / 10)
@@ -358,48 +397,119 @@ class FewShotInferer(Inferer):
                 network.match(
                     features[part],
                     scan.features[index],
-                    _to_grid(masks.flatten(1, 2), grid),
-                    _to_grid(background, grid),
+                    masks.flatten(1, 2),
+                    scan.background[index] * known,
                     places,
                     depths,
                 )
             )
-            shown.append(masks.flatten(2).any(dim=2))
+            shown.append((shows[index] & known[..., 0]).any(dim=1))
         return torch.cat(scores), torch.cat(shown)
 
-    def _match_chunks(
+    def _match_extents(
         self,
         network: nn.Module,
         features: Tensor,
-        answering: Sequence[tuple[EncodedSupport, Tensor]],
+        encoded: Sequence[EncodedSupport],
         values: Sequence[int],
+        chunks: Tensor,
+        num_chunks: int,
         spacing_mm: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Foreground less background ``(D, n, h, w)`` by each chunk's slice, and where a chunk is given ``(D, n)``."""
-        grid = features.shape[-2:]
-        out = features.new_zeros(len(features), len(values), *grid)
+    ) -> tuple[Tensor, Tensor, list[tuple[EncodedSupport, Tensor]]]:
+        """Match each label alone within its known extent.
+
+        Returns:
+            Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, and for each scan the
+            slices ``(D, n * K)`` that answer.
+        """
+        out = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
-        for scan, chosen in answering:
+        answering = []
+        for scan in encoded:
+            asked = torch.full((len(features), len(values), self.num_slices), -1)
             for row, value in enumerate(values):
-                given = (chosen[:, row] >= 0).nonzero()[:, 0].to(features.device)
-                index = chosen[:, row].to(features.device)[given]
-                places: Tensor | None = None
-                if self.locator is not None and len(given):
-                    places = self.locator(features[given], scan.features, index, spacing_mm, scan.spacing_mm, reach=0)
-                for part in torch.arange(len(given)).split(self.slice_batch_size) if len(given) else ():
-                    slices = index[part][:, None]
-                    mask = _to_grid((scan.label[slices] == value).float(), grid)
-                    scores = network.match(
-                        features[given[part]],
-                        scan.features[slices],
-                        mask,
-                        1 - mask,
-                        None if places is None else places[part],
-                        None if places is None else slices.float() * (scan.spacing_mm / 10),
-                    )
-                    out[given[part], row] += scores[:, 1] - scores[:, 0]
-                    weight[given[part], row] += 1
-        return out / weight.clamp(min=1)[..., None, None], weight > 0
+                given = (chunks[row] >= 0).nonzero()[:, 0]
+                if value not in scan.values or not len(given):
+                    continue
+                view = self._view(network, scan, value, num_chunks)
+                placement = self._place_in_extent(features, view, chunks[row], num_chunks, spacing_mm)
+                scores, _ = self._match_slices(network, features[given], view, [value], placement)
+                out[given, row] += scores[:, 1] - scores[:, 0]
+                weight[given, row] += 1
+                asked[given, row, : placement.chosen.shape[1]] = placement.chosen
+            answering.append((scan, asked.flatten(1)))
+        return out / weight.clamp(min=1)[..., None, None], weight > 0, answering
+
+    def _view(self, network: nn.Module, scan: EncodedSupport, value: int, num_chunks: int) -> EncodedSupport:
+        """A scan as the published protocols annotate it: one label, on the middle slice of each chunk."""
+        key = (value, num_chunks)
+        if key not in scan._views:
+            shown = scan.shows[:, scan.values.index(value)].nonzero()[:, 0].tolist()
+            view = scan.only(value, support_slices(shown, num_chunks))
+            scan._views[key] = self._fill(network, view) if self.fill_slices else view
+        return scan._views[key]
+
+    def _place_in_extent(
+        self, features: Tensor, view: EncodedSupport, chunks: Tensor, num_chunks: int, spacing_mm: float
+    ) -> Placement:
+        """Where the query's slices of a known extent lie on a support scan, see :meth:`_view`.
+
+        Filled in, the scan answers with the slices at the same height of the organ; as it is, with the slice of the
+        query slice's chunk.
+        """
+        given = (chunks >= 0).nonzero()[:, 0]
+        shown = view.label.eq(view.values[0]).flatten(1).any(1).nonzero()[:, 0].tolist()
+        if self.fill_slices:
+            first, last = shown[0], shown[-1]
+            height = (given - given[0] + 0.5) / (given[-1] - given[0] + 1)
+            positions = first - 0.5 + height * (last - first + 1)
+            positions = positions.clamp(float(view.answering[0]), float(view.answering[-1]))
+            chosen = nearest_slices(positions, view.answering, self.num_slices)
+        else:
+            chosen = torch.tensor(support_slices(shown, num_chunks))[chunks[given]][:, None]
+            positions = chosen[:, 0].float()
+        places = None
+        if self.locator is not None:
+            places = self.locator(features[given], view.features, positions, spacing_mm, view.spacing_mm, reach=0)
+        return Placement(chosen, places, 0.0, positions)
+
+    def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
+        """Label the slices between annotated ones by the two nearest of these, where the match is sure.
+
+        Neighboring slices of one scan are much alike, so that few annotated slices make a whole support.
+        """
+        every = torch.arange(len(scan.features))
+        nearest = nearest_slices(every.float(), scan.slices, 2)
+        todo = every[(nearest[:, 0] >= 0) & ~torch.isin(every, scan.slices)]
+        if not len(todo):
+            return scan
+        nearest, features = nearest[todo], scan.features[todo]
+        total = features.new_zeros(len(todo), len(scan.values), *features.shape[-2:])
+        weight = features.new_zeros(len(todo), len(scan.values))
+        closeness = (nearest >= 0) / (todo[:, None] - nearest).abs()
+        closeness = (closeness / closeness.sum(dim=1, keepdim=True)).to(features)
+        for column in range(2):
+            chosen = nearest[:, column]
+            places = None
+            if self.locator is not None:
+                places = self.locator(
+                    features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0
+                )
+            placement = Placement(chosen[:, None], places, 1.0, chosen.float())
+            scores, shown = self._match_slices(network, features, scan, scan.values, placement)
+            share = closeness[:, column, None] * shown
+            total += share[..., None, None] * (scores[:, 1:] - scores[:, :1])
+            weight += share
+        scores = F.pad(total / weight.clamp(min=1e-12)[..., None, None], (0, 0, 0, 0, 1, 0))
+        possible = F.pad(weight >= 0.5, (1, 0), value=True)
+        sure = margins(smooth_slices(scores, possible, 0.0)) > self.confident_margin
+        filled = copy.copy(scan)
+        filled.foreground, filled.background = scan.foreground.clone(), scan.background.clone()
+        filled.shows = scan.shows.clone()
+        filled.foreground[todo], filled.background[todo] = sure[:, 1:].to(features), sure[:, 0].to(features)
+        filled.shows[todo] = sure[:, 1:].flatten(2).any(dim=2)
+        filled.answering = torch.cat([scan.slices, todo]).sort().values
+        return filled
 
     @torch.no_grad()
     def measure_similarity(self, features: Tensor, answering: Sequence[tuple[EncodedSupport, Tensor]]) -> Tensor:
@@ -508,17 +618,6 @@ class FewShotInferer(Inferer):
                     own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
                     out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
         return out
-
-
-def _chunk_slices(scan: EncodedSupport, values: Sequence[int], chunks: Tensor, num_chunks: int) -> Tensor:
-    """Slices ``(D, n)`` of a scan that answer for each label's chunks ``(n, D)``; -1 for none."""
-    index = torch.full_like(chunks, -1)
-    for row, value in enumerate(values):
-        if value in scan.values:
-            shown = scan.label.eq(value).flatten(1).any(1).nonzero()[:, 0].tolist()
-            slices = torch.tensor(support_slices(shown, num_chunks), dtype=chunks.dtype)
-            index[row] = torch.where(chunks[row] >= 0, slices[chunks[row].clamp(min=0)], index[row])
-    return index.T
 
 
 def file_state(path: str) -> tuple[str, int, int]:

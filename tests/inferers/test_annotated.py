@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
 from bundle.inferers import FewShotInferer
 
@@ -72,3 +73,51 @@ def test_one_annotated_set_for_all_scans_changes_nothing():
 @pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 7, True), ((1, 3), 3, True), ((1, 3), 2, False)])
 def test_annotates(annotated, value, expected):
     assert SupportScan(noise(0), squares(), 7.0, "a", annotated).annotates(value) is expected
+
+
+def still_life():
+    """A scan whose slices are much alike, and its organ, which is in all of them."""
+    image = noise(1, depth=1).expand(-1, -1, -1, 10) + 0.2 * noise(2)
+    label = torch.zeros(64, 64, 10, dtype=torch.int64)
+    label[8:32, 16:40, 1:9] = 1
+    return image, label
+
+
+def test_slices_between_annotated_ones_are_filled_in():
+    image, label = still_life()
+    sparse = torch.zeros_like(label)
+    sparse[..., [2, 5]] = label[..., [2, 5]]
+    network, found = CountingNetwork(), {}
+    for fill in (False, True):
+        inferer = FewShotInferer(fill_slices=fill, confident_margin=1.0)
+        inferer.set_support([SupportScan(image, sparse, 7.0, "a")])
+        [found[fill]] = inferer.encode_support(network)
+    assert found[False].answering.tolist() == found[False].slices.tolist() == [2, 5]
+    filled = found[True]
+    assert filled.slices.tolist() == [2, 5]
+    assert filled.answering.tolist() == [1, 2, 3, 4, 5, 6]  # half of the gap beyond the outermost
+    truth = torch.zeros(8, 8, dtype=torch.bool)
+    truth[1:4, 2:5] = True
+    for index in (1, 3, 4, 6):
+        assert torch.equal(filled.foreground[index, 0] > 0.5, truth)
+        assert not ((filled.background[index] > 0.5) & truth).any()
+        assert filled.shows[index].all()
+    assert not filled.foreground[[0, 7, 8, 9]].any()
+
+
+def test_labels_beside_those_of_a_protocol_are_not_looked_at():
+    image, label = still_life()
+    spoiled = label.clone()
+    kept = support_slices(range(1, 9), 3)
+    for index in set(range(2, 8)) - set(kept):  # the extent stays
+        spoiled[..., index] = 0
+        spoiled[40:48, 40:48, index] = 1
+    chunks = query_chunks([False, *[True] * 8, False], 3)[None]
+    scores = []
+    for given in (label, spoiled):
+        inferer = FewShotInferer(num_slices=3, fill_slices=True)
+        inferer.set_support([SupportScan(image, given, 7.0, "a")])
+        scores.append(inferer(query_of(image, chunks=chunks, num_chunks=3), CountingNetwork()))
+    assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))
+    found = scores[0][0, 0].as_subclass(torch.Tensor) > 0
+    assert (found == (label == 1)).float().mean() > 0.98
