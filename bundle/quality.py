@@ -15,20 +15,28 @@ def label_name(value: int, names: Mapping[int, str]) -> str:
     return names.get(value, f"label {value}")
 
 
-def describe_quality(prediction: MetaTensor, names: Mapping[int, str], warn_below: float) -> dict[str, Any]:
-    """What was measured, ready for JSON, and a warning where labels agree badly.
+def describe_quality(
+    prediction: MetaTensor, names: Mapping[int, str], warn_below: float, warn_fit_below: float
+) -> dict[str, Any]:
+    """What was measured, ready for JSON, and a warning where the support fits or labels agree badly.
 
     Args:
         prediction: label map or scores with their meta data.
         names: names of the label values.
         warn_below: agreement below which a label is warned of.
+        warn_fit_below: ``support_fit`` below which the support is taken for one of another anatomy.
 
     Returns:
         ``{"support_fit": …, "agreement": {name: …}, "warning": text}``, without what was not measured or is fine.
     """
     found: dict[str, Any] = {}
+    warnings = []
     if prediction.meta.get("support_fit") is not None:
         found["support_fit"] = round(float(torch.as_tensor(prediction.meta["support_fit"]).flatten()[0]), 4)
+        if found["support_fit"] < warn_fit_below:
+            warnings.append(
+                f"the support looks unlike this scan, fit {found['support_fit']:.2f} below {warn_fit_below}"
+            )
     if prediction.meta.get("agreement") is not None:
         values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
         numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()
@@ -36,5 +44,7 @@ def describe_quality(prediction: MetaTensor, names: Mapping[int, str], warn_belo
         weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < warn_below]
         if weak:
             what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
-            found["warning"] = f"{what}, agreement below {warn_below}: {', '.join(weak)}"
+            warnings.append(f"{what}, agreement below {warn_below}: {', '.join(weak)}")
+    if warnings:
+        found["warning"] = "; ".join(warnings)
     return found

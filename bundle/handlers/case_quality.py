@@ -36,6 +36,7 @@ class CaseQuality:
         confidence_key: key of the confidence in percent, on the same grid; may be absent.
         postfix: end of the file's name.
         warn_below: agreement below which a label is warned of.
+        warn_fit_below: ``support_fit`` below which the support is warned of.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class CaseQuality:
         confidence_key: str = CONFIDENCE,
         postfix: str = "quality",
         warn_below: float = 0.3,
+        warn_fit_below: float = 0.5,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.names = dict(names or {})
@@ -53,6 +55,7 @@ class CaseQuality:
         self.confidence_key = confidence_key
         self.postfix = postfix
         self.warn_below = warn_below
+        self.warn_fit_below = warn_fit_below
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator whose outputs are decollated and postprocessed."""
@@ -82,7 +85,7 @@ class CaseQuality:
 
     def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
         """Content of the file."""
-        found = describe_quality(prediction, self.names, self.warn_below)
+        found = describe_quality(prediction, self.names, self.warn_below, self.warn_fit_below)
         if confidence is not None:
             labels = prediction.as_subclass(torch.Tensor).cpu()
             percent = confidence.as_subclass(torch.Tensor).cpu().float()

@@ -161,6 +161,7 @@ class AnswerQualityd(MapTransform):
     Args:
         keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.
         warn_below: agreement below which a label is warned of.
+        warn_fit_below: ``support_fit`` below which the support is warned of.
         names: names of the label values, for a support whose own names are not known.
         allow_missing_keys: skip keys that are absent.
     """
@@ -169,11 +170,13 @@ class AnswerQualityd(MapTransform):
         self,
         keys: str | Sequence[str] = PRED,
         warn_below: float = 0.3,
+        warn_fit_below: float = 0.5,
         names: Mapping[int, str] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.warn_below = warn_below
+        self.warn_fit_below = warn_fit_below
         self.names = dict(names or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -183,7 +186,7 @@ class AnswerQualityd(MapTransform):
             if "image_path" in out:
                 result = out.get("result", {})
                 names = {value: name for name, value in result.get("label_values", {}).items()}
-                found = describe_quality(out[key], names or self.names, self.warn_below)
+                found = describe_quality(out[key], names or self.names, self.warn_below, self.warn_fit_below)
                 if "warning" in found:
                     logger.warning(f"{os.path.basename(str(out['image_path']))}: {found['warning']}")
                 if found:

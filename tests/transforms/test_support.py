@@ -101,10 +101,10 @@ def test_the_choice_goes_into_the_meta_data(studies):
 
 
 def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request(caplog):
-    meta = {"support_fit": np.array([0.25]), "agreement": np.array([[0.8, 0.25]]), "label_values": np.array([[1, 4]])}
+    meta = {"support_fit": np.array([0.6]), "agreement": np.array([[0.8, 0.25]]), "label_values": np.array([[1, 4]])}
     item = {"pred": volume(np.zeros((4, 4, 2)), **meta), "image_path": "scans/x.nii.gz"}
     answer = AnswerQualityd(warn_below=0.3, names={4: "spleen"})(item)["result"]
-    assert answer["support_fit"] == 0.25
+    assert answer["support_fit"] == 0.6
     assert answer["agreement"] == {"label 1": 0.8, "spleen": 0.25}
     assert answer["warning"] == "look at these labels, agreement below 0.3: spleen 0.25"
     assert [record.message for record in caplog.records] == [f"x.nii.gz: {answer['warning']}"]
