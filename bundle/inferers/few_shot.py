@@ -91,7 +91,7 @@ class Placement(NamedTuple):
     Attributes:
         chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
         places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
-        fit: how similar the aligned slices are, in -1..1.
+        fit: how similar the located cells are, in -1..1; without a locator, the aligned slices.
         positions: the query slices' positions ``(D,)``, in units of the support's slices.
     """
 
@@ -123,7 +123,7 @@ class FewShotInferer(Inferer):
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
-    default also ``support_fit``, how similar the aligned slices are, and ``agreement``, see :meth:`measure_agreement`.
+    default also ``support_fit``, see :class:`Placement`, and ``agreement``, see :meth:`measure_agreement`.
 
     Args:
         support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
@@ -136,7 +136,7 @@ class FewShotInferer(Inferer):
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
             the one counts whose located cells are the most similar to the support's.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
-        fit_temperature: scans whose alignment is less similar by this weigh less by a factor of e.
+        fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
