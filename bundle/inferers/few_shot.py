@@ -263,7 +263,10 @@ class FewShotInferer(Inferer):
             agreement = self.measure_agreement(network, features, placed, values, scores)
             meta["agreement"] = agreement[None].cpu()
             kept = F.pad(agreement >= self.min_agreement, (1, 0), value=True)
+            won, winner = scores.max(dim=1)
             scores = smooth_slices(scores, possible & kept, 0.0)
+            # what looked like an absent label is no other label either
+            scores[:, 0] = torch.where(kept[winner], scores[:, 0], won)
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [

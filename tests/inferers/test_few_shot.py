@@ -434,3 +434,17 @@ def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
     found, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
     assert (found[..., 8:] == 0).all()
     assert (found[8:32, 16:40, 4] != 1).any()
+
+
+def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
+    monkeypatch.setattr(FewShotInferer, "measure_agreement", lambda *_: torch.tensor([0.9, 0.1]))
+    label = squares()
+    label[16:24, 24:32, 2:7] = 3  # in the middle of the other organ
+    scan = SupportScan(noise(0), label, 7.0, "a")
+    kept, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
+    found, scores = segment(given(scan, min_agreement=0.5), CountingNetwork(), query_of(noise(0)))
+    assert (kept == 3).any()
+    assert (found != 3).all()
+    assert (found[18:22, 26:30, 2:7] == 0).all()
+    assert ((found == 1) == (kept == 1)).float().mean() > 0.995
+    assert (scores[0, 2] < -1e3).all()
