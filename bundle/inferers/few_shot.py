@@ -476,6 +476,7 @@ class FewShotInferer(Inferer):
             places = self.locator(features[given], view.features, positions, spacing_mm, view.spacing_mm, reach=0)
         return Placement(chosen, places, 0.0, positions)
 
+    @torch.no_grad()
     def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
         """Label the slices between annotated ones by the two nearest of these, where the match is sure.
 
