@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..checks import check_volume
 from ..data.protocol import support_slices
 from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_support, slice_spacing
+from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
 from .location import CellLocator, align_scans, describe_slices, located_similarity, nearest_slices
@@ -73,6 +74,10 @@ class EncodedSupport:
                 own = self.values.index(value)
                 foreground[:, row], shows[:, row] = self.foreground[:, own], self.shows[:, own]
         return foreground, shows
+
+    def extent(self, value: int) -> list[int]:
+        """Numbers of the slices whose label shows a value; not those that were filled in."""
+        return self.label.eq(value).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
 
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
@@ -306,7 +311,7 @@ class FewShotInferer(Inferer):
                 self._cached(
                     network,
                     (
-                        *(file_state(entry[key]) for key in (IMAGE, LABEL)),
+                        *((entry[key], *file_state(entry[key])) for key in (IMAGE, LABEL)),
                         json.dumps([entry.get(VALUES), entry.get(SLICES)]),
                     ),
                     device,
@@ -447,8 +452,7 @@ class FewShotInferer(Inferer):
         """A scan as the published protocols annotate it: one label, on the middle slice of each chunk."""
         key = (value, num_chunks)
         if key not in scan._views:
-            shown = scan.shows[:, scan.values.index(value)].nonzero()[:, 0].tolist()
-            view = scan.only(value, support_slices(shown, num_chunks))
+            view = scan.only(value, support_slices(scan.extent(value), num_chunks))
             scan._views[key] = self._fill(network, view) if self.fill_slices else view
         return scan._views[key]
 
@@ -461,7 +465,7 @@ class FewShotInferer(Inferer):
         query slice's chunk.
         """
         given = (chunks >= 0).nonzero()[:, 0]
-        shown = view.label.eq(view.values[0]).flatten(1).any(1).nonzero()[:, 0].tolist()
+        shown = view.extent(view.values[0])
         if self.fill_slices:
             first, last = shown[0], shown[-1]
             height = (given - given[0] + 0.5) / (given[-1] - given[0] + 1)
@@ -622,12 +626,6 @@ class FewShotInferer(Inferer):
                     own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
                     out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
         return out
-
-
-def file_state(path: str) -> tuple[str, int, int]:
-    """What changes when a file does: its path, time of change in ns and size in bytes."""
-    status = os.stat(path)
-    return path, status.st_mtime_ns, status.st_size
 
 
 def _to_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:

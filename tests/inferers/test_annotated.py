@@ -103,6 +103,7 @@ def test_slices_between_annotated_ones_are_filled_in():
         assert not ((filled.background[index] > 0.5) & truth).any()
         assert filled.shows[index].all()
     assert not filled.foreground[[0, 7, 8, 9]].any()
+    assert filled.extent(1) == [2, 5]  # the label's own slices, by which protocols choose
 
 
 def test_labels_beside_those_of_a_protocol_are_not_looked_at():
