@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,11 +100,14 @@ def start(job: Callable[[Path, Path], None], folder: Path, data: Path) -> int:
         log = os.open(folder.parent / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # pytest's own would keep what is written
         job(folder, data)
         status = 0
     except BaseException:  # noqa: B036  # the copy ends here, whatever it was
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(status)
 
 
