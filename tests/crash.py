@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,8 +19,8 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import fire
@@ -88,45 +89,38 @@ JOBS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def start(job: Callable[[Path, Path], None], folder: Path, data: Path) -> int:
-    """Run a job in a process group of its own, a copy of this process, and return its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.setsid()
-        folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(folder.parent / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # pytest's own would keep what is written
-        job(folder, data)
-        status = 0
-    except BaseException:  # noqa: B036  # the copy ends here, whatever it was
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(status)
+def start(job: str, folder: Path, data: Path) -> BaseProcess:
+    """Run a job in a process group of its own, forked from a process that has done nothing but import this module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "tests.crash"])
+    folder.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=_work, args=(job, folder, data))
+    process.start()
+    return process
 
 
-def wait(pid: int, seconds: float = 600.0) -> bool:
+def _work(job: str, folder: Path, data: Path) -> None:
+    os.setsid()
+    log = os.open(folder.parent / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    JOBS[job](folder, data)
+
+
+def wait(process: BaseProcess, seconds: float = 600.0) -> bool:
     """Whether a process ends by itself, well, within a time; it is killed otherwise."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            if status:
-                raise RuntimeError(f"the job failed with status {status}; see job.log")
-            return True
-        time.sleep(0.005)
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(pid, signal.SIGKILL)  # it has not made its group yet
-    os.waitpid(pid, 0)
-    return False
+    process.join(seconds)
+    if process.exitcode is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            process.kill()  # it has not made its group yet
+        process.join()
+        return False
+    if process.exitcode:
+        raise RuntimeError(f"the job failed with status {process.exitcode}; see job.log")
+    return True
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -183,10 +177,10 @@ def lost(before: dict[str, int], after: dict[str, int], final: bool) -> list[str
 
 def kill_job(name: str, kills: int, seed: int, root: Path, data: Path) -> dict[str, float]:
     """Kill one job again and again; raise ``AssertionError`` at the first difference."""
-    job, draw = JOBS[name], random.Random(f"{name} {seed}")
+    draw = random.Random(f"{name} {seed}")
     whole = root / name / "whole" / "out"
     began = time.monotonic()
-    wait(start(job, whole, data))
+    wait(start(name, whole, data))
     seconds = time.monotonic() - began
     expected = results(whole)
     print(f"{name}: undisturbed in {seconds:.1f} s, {len(expected)} files", flush=True)
@@ -194,7 +188,7 @@ def kill_job(name: str, kills: int, seed: int, root: Path, data: Path) -> dict[s
     folder = root / name / "run0" / "out"
     while count < kills or attempt:
         moment = draw.uniform(0, 1.1 * seconds) if count < kills else 600
-        ended = wait(start(job, folder, data), moment)
+        ended = wait(start(name, folder, data), moment)
         check_whole(folder)
         after = progress(folder)
         again = lost(done, after, ended)
@@ -223,7 +217,6 @@ def crash(kills: int = 20, seed: int = 0, jobs: Sequence[str] | str = tuple(JOBS
         seed: seed of their moments.
         jobs: which jobs.
     """
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = write_phantom(root / "data", 8, shape=(48, 48, 12), spacing_mm=(7.0, 7.0, 14.0))

@@ -10,7 +10,7 @@ from .crash import JOBS, crash
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the jobs are copies of this process")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the jobs are killed as process groups of POSIX")
 @pytest.mark.parametrize("job", [name for name in JOBS if name != "benchmark"])
 def test_killed_runs_end_as_if_nobody_had_killed_them(job, capsys):
     crash(kills=3, seed=os.getpid(), jobs=job)
