@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,84 +25,10 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
-from .location import CellLocator, align_scans, describe_slices, located_similarity, nearest_slices
-from .refine import margins, smooth_slices, upsample_scores
-
-
-class EncodedSupport:
-    """Features and labels of one support scan, kept between queries.
-
-    Attributes:
-        features: ``(Ds, D, h, w)``.
-        label: ``(Ds, H, W)`` label map.
-        description: ``(Ds, F)``, see :func:`describe_slices`.
-        spacing_mm: distance of the slices.
-        values: the ``V`` label values that occur.
-        annotates: whether the scan says where a value is, see :meth:`SupportScan.annotates`.
-        slices: numbers of the annotated slices ``(A,)``; the others are no background.
-        answering: numbers of the slices that answer queries: the annotated ones and those that were filled in.
-        foreground: share of each label in the cells ``(Ds, V, h, w)``.
-        background: share of what has no label ``(Ds, h, w)``.
-        shows: which labels a slice shows ``(Ds, V)``.
-    """
-
-    def __init__(self, scan: SupportScan, features: Tensor, description_cells: int = 4) -> None:
-        self.features = features
-        self.label = scan.label.movedim(-1, 0).to(features.device)
-        self.description = describe_slices(features, description_cells)
-        self.spacing_mm = scan.spacing_mm
-        self.values = scan.values
-        self.annotates = scan.annotates
-        self.slices = self.answering = torch.tensor(scan.annotated_slices)
-        grid = features.shape[-2:]
-        shares, shown = [], []
-        for labels in self.label.split(16):  # as floats, whole volumes would be large
-            masks = torch.stack([labels == value for value in [0, *self.values]], dim=1)
-            shares.append(_to_grid(masks.float(), grid))
-            shown.append(masks[:, 1:].flatten(2).any(dim=2))
-        self.background, self.foreground = torch.cat(shares)[:, 0], torch.cat(shares)[:, 1:]
-        self.shows = torch.cat(shown)
-        self._views: dict[tuple[int, int], EncodedSupport] = {}
-
-    def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
-        foreground = self.foreground.new_zeros(len(self.features), len(values), *self.foreground.shape[-2:])
-        shows = self.shows.new_zeros(len(self.features), len(values))
-        for row, value in enumerate(values):
-            if value in self.values:
-                own = self.values.index(value)
-                foreground[:, row], shows[:, row] = self.foreground[:, own], self.shows[:, own]
-        return foreground, shows
-
-    def extent(self, value: int) -> list[int]:
-        """Numbers of the slices whose label shows a value; not those that were filled in."""
-        return self.label.eq(value).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
-
-    def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
-        """The same scan with one label against all else, annotated on some of the slices."""
-        view = copy.copy(self)
-        row = self.values.index(value)
-        view.values = [value]
-        view.slices = view.answering = torch.tensor(sorted(set(slices)))
-        view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
-        view.background = 1 - view.foreground[:, 0]
-        return view
-
-
-class Placement(NamedTuple):
-    """Where a query lies on one support scan.
-
-    Attributes:
-        chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
-        places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
-        fit: how similar the located cells are, in -1..1; without a locator, the aligned slices.
-        positions: the query slices' positions ``(D,)``, in units of the support's slices.
-    """
-
-    chosen: Tensor
-    places: Tensor | None
-    fit: float
-    positions: Tensor
+from .encoded import EncodedSupport, Placement
+from .location import CellLocator, align_scans, describe_slices, invert_line, located_similarity, nearest_slices
+from .matching import fill_slices, match_itself, match_slices
+from .refine import smooth_slices, upsample_scores
 
 
 class FewShotInferer(Inferer):
@@ -149,8 +74,10 @@ class FewShotInferer(Inferer):
         num_refinements: how often the scores are averaged with those that the query's own confident cells give, as
             support of the same and the two neighboring slices.
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
+        fewest_cells: a class that is confident in fewer cells of three slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
+        extent_reach: ``reach`` of the locator where the extent is given; 0 keeps slices at the height of the organ.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         score_reach: scores beyond it are as certain as scores can be, for the guided filter.
@@ -177,7 +104,9 @@ class FewShotInferer(Inferer):
         smoothing_mm: float = 0.0,
         num_refinements: int = 0,
         confident_margin: float = 1.0,
+        fewest_cells: int = 3,
         fill_slices: bool = False,
+        extent_reach: int = 0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
         score_reach: float = 2.0,
@@ -199,7 +128,9 @@ class FewShotInferer(Inferer):
         self.smoothing_mm = smoothing_mm
         self.num_refinements = num_refinements
         self.confident_margin = confident_margin
+        self.fewest_cells = fewest_cells
         self.fill_slices = fill_slices
+        self.extent_reach = extent_reach
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
         self.score_reach = score_reach
@@ -262,10 +193,22 @@ class FewShotInferer(Inferer):
         compete, sigma = "chunks" not in meta, self.smoothing_mm / spacing_mm
         scores = smooth_slices(scores, possible, sigma)
         for _ in range(self.num_refinements):
-            scores = (scores + self._match_itself(network, features, scores, possible, compete)) / 2
+            scores = (
+                scores
+                + match_itself(
+                    network,
+                    features,
+                    scores,
+                    possible,
+                    compete,
+                    self.confident_margin,
+                    self.fewest_cells,
+                    self.slice_batch_size,
+                )
+            ) / 2
             scores = smooth_slices(scores, possible, sigma)
         if compete:
-            agreement = self.measure_agreement(network, features, placed, values, scores)
+            agreement = self.measure_agreement(network, features, placed, values, scores, spacing_mm)
             meta["agreement"] = agreement[None].cpu()
             kept = F.pad(agreement >= self.min_agreement, (1, 0), value=True)
             won, winner = scores.max(dim=1)
@@ -330,9 +273,9 @@ class FewShotInferer(Inferer):
         if encoded is None or owner is None or owner() is not network:
             scan = load()
             slices = scan.image.movedim(-1, 0).to(device)
-            encoded = EncodedSupport(scan, self._encode(network, slices), self.description_cells)
-            if self.fill_slices:
-                encoded = self._fill(network, encoded)
+            features = self._encode(network, slices)
+            encoded = EncodedSupport.from_scan(scan, features, self.description_cells, self.slice_batch_size)
+            encoded = self._fill(network, encoded)
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
         while len(self._cache) > max(self.cache_size, len(self.support), in_use):
@@ -347,13 +290,17 @@ class FewShotInferer(Inferer):
         """Where the query lies on a support scan: of the likely lines along z, the one whose cells match best."""
         description = describe_slices(features, self.description_cells)
         lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
-        positions, fit = lines[0]
-        places = None
+        if self.locator is None:
+            positions, fit = lines[0]
+            return self._place_on_line(features, scan, positions, spacing_mm)._replace(fit=fit)
+        return max((self._place_on_line(features, scan, line, spacing_mm) for line, _ in lines), key=lambda p: p.fit)
+
+    def _place_on_line(self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float) -> Placement:
+        """Where slices whose rough positions along z are known lie on a scan."""
+        places, fit = None, 0.0
         if self.locator is not None:
-            located = [self.locator(features, scan.features, line, spacing_mm, scan.spacing_mm) for line, _ in lines]
-            fits = [located_similarity(features, scan.features, found, scan.spacing_mm) for found in located]
-            fit = max(fits)
-            places = located[fits.index(fit)]
+            places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
+            fit = located_similarity(features, scan.features, places, scan.spacing_mm)
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
         return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
@@ -378,7 +325,9 @@ class FewShotInferer(Inferer):
             rows = [row for row, value in enumerate(values) if scan.annotates(value)]
             if not rows:
                 continue
-            scores, shown = self._match_slices(network, features, scan, [values[row] for row in rows], placement)
+            scores, shown = match_slices(
+                network, features, scan, [values[row] for row in rows], placement, self.slice_batch_size
+            )
             share = math.exp((placement.fit - best) / self.fit_temperature)
             total[:, rows] += share * shown[..., None, None] * (scores[:, 1:] - scores[:, :1])
             weight[:, rows] += share * shown
@@ -386,33 +335,6 @@ class FewShotInferer(Inferer):
         scores = total / weight.clamp(min=1e-12)[..., None, None]
         possible = (weight > 0) & (weight >= asked / 2)
         return F.pad(scores, (0, 0, 0, 0, 1, 0)), F.pad(possible, (1, 0), value=True)
-
-    def _match_slices(
-        self, network: nn.Module, features: Tensor, scan: EncodedSupport, values: Sequence[int], placement: Placement
-    ) -> tuple[Tensor, Tensor]:
-        """Scores ``(D, 1 + n, h, w)`` by one scan, and which labels the slices that answer show ``(D, n)``."""
-        foreground, shows = scan.wanted(values)
-        chosen = placement.chosen.to(features.device)
-        scores, shown = [], []
-        for part in torch.arange(len(features)).split(max(1, self.slice_batch_size // self.num_slices)):
-            index = chosen[part].clamp(min=0)  # (b, K)
-            known = (chosen[part] >= 0)[..., None, None]
-            masks = (foreground[index] * known[..., None]).transpose(1, 2)  # (b, n, K, h, w)
-            places = depths = None
-            if placement.places is not None:
-                places, depths = placement.places[part], index.float() * (scan.spacing_mm / 10)
-            scores.append(
-                network.match(
-                    features[part],
-                    scan.features[index],
-                    masks.flatten(1, 2),
-                    scan.background[index] * known,
-                    places,
-                    depths,
-                )
-            )
-            shown.append((shows[index] & known[..., 0]).any(dim=1))
-        return torch.cat(scores), torch.cat(shown)
 
     def _match_extents(
         self,
@@ -439,27 +361,24 @@ class FewShotInferer(Inferer):
                 given = (chunks[row] >= 0).nonzero()[:, 0]
                 if value not in scan.values or not len(given):
                     continue
-                view = self._view(network, scan, value, num_chunks)
+                view = scan.as_published(value, num_chunks, partial(self._fill, network))
                 placement = self._place_in_extent(features, view, chunks[row], num_chunks, spacing_mm)
-                scores, _ = self._match_slices(network, features[given], view, [value], placement)
+                scores, _ = match_slices(network, features[given], view, [value], placement, self.slice_batch_size)
                 out[given, row] += scores[:, 1] - scores[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
             answering.append((scan, asked.flatten(1)))
         return out / weight.clamp(min=1)[..., None, None], weight > 0, answering
 
-    def _view(self, network: nn.Module, scan: EncodedSupport, value: int, num_chunks: int) -> EncodedSupport:
-        """A scan as the published protocols annotate it: one label, on the middle slice of each chunk."""
-        key = (value, num_chunks)
-        if key not in scan._views:
-            view = scan.only(value, support_slices(scan.extent(value), num_chunks))
-            scan._views[key] = self._fill(network, view) if self.fill_slices else view
-        return scan._views[key]
+    def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
+        if not self.fill_slices:
+            return scan
+        return fill_slices(network, scan, self.locator, self.confident_margin, self.slice_batch_size)
 
     def _place_in_extent(
         self, features: Tensor, view: EncodedSupport, chunks: Tensor, num_chunks: int, spacing_mm: float
     ) -> Placement:
-        """Where the query's slices of a known extent lie on a support scan, see :meth:`_view`.
+        """Where the query's slices of a known extent lie on a scan, see :meth:`EncodedSupport.as_published`.
 
         Filled in, the scan answers with the slices at the same height of the organ; as it is, with the slice of the
         query slice's chunk.
@@ -477,47 +396,10 @@ class FewShotInferer(Inferer):
             positions = chosen[:, 0].float()
         places = None
         if self.locator is not None:
-            places = self.locator(features[given], view.features, positions, spacing_mm, view.spacing_mm, reach=0)
+            places = self.locator(
+                features[given], view.features, positions, spacing_mm, view.spacing_mm, self.extent_reach
+            )
         return Placement(chosen, places, 0.0, positions)
-
-    @torch.no_grad()
-    def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
-        """Label the slices between annotated ones by the two nearest of these, where the match is sure.
-
-        Neighboring slices of one scan are much alike, so that few annotated slices make a whole support.
-        """
-        every = torch.arange(len(scan.features))
-        nearest = nearest_slices(every.float(), scan.slices, 2)
-        todo = every[(nearest[:, 0] >= 0) & ~torch.isin(every, scan.slices)]
-        if not len(todo):
-            return scan
-        nearest, features = nearest[todo], scan.features[todo]
-        total = features.new_zeros(len(todo), len(scan.values), *features.shape[-2:])
-        weight = features.new_zeros(len(todo), len(scan.values))
-        closeness = (nearest >= 0) / (todo[:, None] - nearest).abs()
-        closeness = (closeness / closeness.sum(dim=1, keepdim=True)).to(features)
-        for column in range(2):
-            chosen = nearest[:, column]
-            places = None
-            if self.locator is not None:
-                places = self.locator(
-                    features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0
-                )
-            placement = Placement(chosen[:, None], places, 1.0, chosen.float())
-            scores, shown = self._match_slices(network, features, scan, scan.values, placement)
-            share = closeness[:, column, None] * shown
-            total += share[..., None, None] * (scores[:, 1:] - scores[:, :1])
-            weight += share
-        scores = F.pad(total / weight.clamp(min=1e-12)[..., None, None], (0, 0, 0, 0, 1, 0))
-        possible = F.pad(weight >= 0.5, (1, 0), value=True)
-        sure = margins(smooth_slices(scores, possible, 0.0)) > self.confident_margin
-        filled = copy.copy(scan)
-        filled.foreground, filled.background = scan.foreground.clone(), scan.background.clone()
-        filled.shows = scan.shows.clone()
-        filled.foreground[todo], filled.background[todo] = sure[:, 1:].to(features), sure[:, 0].to(features)
-        filled.shows[todo] = sure[:, 1:].flatten(2).any(dim=2)
-        filled.answering = torch.cat([scan.slices, todo]).sort().values
-        return filled
 
     @torch.no_grad()
     def measure_similarity(self, features: Tensor, answering: Sequence[tuple[EncodedSupport, Tensor]]) -> Tensor:
@@ -550,11 +432,13 @@ class FewShotInferer(Inferer):
         placed: Sequence[tuple[EncodedSupport, Placement]],
         values: Sequence[int],
         scores: Tensor,
+        spacing_mm: float,
     ) -> Tensor:
         """How well the prediction, as a support itself, gives the support's labels back: an estimate without truth.
 
-        Each annotated support slice is segmented by the prediction on the query slice that lies nearest; one without
-        a query slice within reach does not count, so that half an organ may agree, and one out of view cannot.
+        The support scans are placed on the query by the inverse of the line that the query has on them, and their
+        annotated slices are segmented by the prediction just as the query was by them. A slice that the query does
+        not reach does not count, so that half an organ may agree, and one out of view cannot.
 
         Args:
             network: the network that matches.
@@ -562,6 +446,7 @@ class FewShotInferer(Inferer):
             placed: the support scans and where the query lies on them.
             values: the ``n`` labels.
             scores: scores ``(D, 1 + n, h, w)`` of the prediction.
+            spacing_mm: distance of the query's slices.
 
         Returns:
             Dice of each label ``(n,)`` on the feature grid, of the best scan that shows it; 0 if none does.
@@ -569,67 +454,24 @@ class FewShotInferer(Inferer):
         Reference: reverse classification accuracy, Valindria et al., IEEE TMI 36(8), 2017,
         https://doi.org/10.1109/TMI.2017.2665165.
         """
-        grid, classes = features.shape[-2:], 1 + len(values)
-        predicted = F.one_hot(scores.argmax(dim=1), classes).movedim(-1, 1).to(features.dtype)  # (D, 1 + n, h, w)
+        predicted = EncodedSupport.from_prediction(features, spacing_mm, values, scores)
         best = features.new_zeros(len(values))
         for scan, placement in placed:
-            distance = (scan.slices[:, None] - placement.positions[None]).abs()  # (A, D)
-            nearest = distance.argmin(dim=1)
-            step = placement.positions.diff().abs().max().item() if len(features) > 1 else 1.0
-            reached = (distance.amin(dim=1) <= max(1.0, step)).to(features.device)
-            both, sizes = features.new_zeros(len(values)), features.new_zeros(len(values))
-            for part in torch.arange(len(scan.slices)).split(self.slice_batch_size):
-                index, own = scan.slices[part].to(features.device), nearest[part].to(features.device)
-                labels = scan.label[index]
-                shares = torch.stack([labels == value for value in values], dim=1).float()
-                seen = reached[part, None, None, None]
-                truth = (_to_grid(shares, grid) > 0.5) & seen  # (b, n, h, w)
-                found = network.match(
-                    scan.features[index], features[own][:, None], predicted[own, 1:], predicted[own, :1], None, None
-                ).argmax(dim=1)
-                given = F.one_hot(found, classes).movedim(-1, 1)[:, 1:].bool() & seen
-                both += (given & truth).sum(dim=(0, 2, 3))
-                sizes += given.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
-            shown = torch.tensor([value in scan.values for value in values], device=features.device)
-            best = torch.where(shown, best.maximum(2 * both / sizes.clamp(min=1)), best)
+            line = invert_line(placement.positions, len(scan.features), spacing_mm / scan.spacing_mm)
+            back = self._place_on_line(scan.features, predicted, line, scan.spacing_mm)
+            own = scan.slices[back.chosen[scan.slices, 0] >= 0]
+            if not len(own):
+                continue
+            places = back.places[own] if back.places is not None else None
+            back = Placement(back.chosen[own], places, back.fit, back.positions[own])
+            found, shown = match_slices(network, scan.features[own], predicted, values, back, self.slice_batch_size)
+            found = smooth_slices(found, F.pad(shown, (1, 0), value=True), 0.0)
+            given = F.one_hot(found.argmax(dim=1), 1 + len(values)).movedim(-1, 1)[:, 1:].bool()
+            truth = scan.wanted(values)[0][own] > 0.5
+            sizes = given.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+            dice = 2 * (given & truth).sum(dim=(0, 2, 3)) / sizes.clamp(min=1)
+            best = torch.where(scan.wanted(values)[1].any(dim=0), best.maximum(dice), best)
         return best
-
-    def _match_itself(
-        self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, fewest: int = 3
-    ) -> Tensor:
-        """Scores by the query's own confident cells; the given ones for a class with fewer than ``fewest`` of them."""
-        depth, grid = len(features), features.shape[-2:]
-        sure = margins(scores) > self.confident_margin if compete else scores > self.confident_margin
-        sure_background = None if compete else scores < -self.confident_margin
-        neighbors = torch.arange(depth, device=features.device)[:, None] + torch.tensor([-1, 0, 1]).to(features.device)
-        inside = (neighbors >= 0) & (neighbors < depth)
-        out = scores.clone()
-        rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
-        for row in rows:
-            can = possible[:, row].to(scores.dtype)[..., None, None]
-            ways = sure[:, row] * can
-            rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
-            where = can.flatten(1).any(dim=1).nonzero()[:, 0]
-            for part in where.split(self.slice_batch_size) if len(where) else ():
-                index = neighbors[part].clamp(0, depth - 1)  # (b, 3)
-                known = inside[part].to(scores.dtype)[..., None, None]
-                foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, 3, h, w)
-                background = rest[index] * known
-                found = network.match(features[part], features[index], foreground.flatten(1, 2), background, None, None)
-                enough = (foreground.flatten(2).sum(dim=2) >= fewest) & (background.flatten(1).sum(1) >= fewest)[
-                    :, None
-                ]
-                if compete:
-                    enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
-                    out[part] = torch.where(enough[..., None, None], found, out[part])
-                else:
-                    own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
-                    out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
-        return out
-
-
-def _to_grid(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    return F.interpolate(masks, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
 def _first(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,6 +70,26 @@ def align_scans(
         found.append((positions[best], float(means[best])))
         scores[(positions - positions[best]).abs().mean(dim=1) < apart] = IMPOSSIBLE
     return found
+
+
+def invert_line(positions: Tensor, count: int, slope: float) -> Tensor:
+    """Turn positions of a query's slices on a support around: where the support's slices lie on the query.
+
+    Args:
+        positions: ``(Dq,)`` in units of the support's slices; the line nearest to them is inverted.
+        count: how many slices the support has.
+        slope: the support's slices a slice of the query, by their distances; for a query of one slice, and the least
+            that is believed is half of it.
+
+    Returns:
+        ``(count,)`` in units of the query's slices.
+    """
+    steps = torch.arange(len(positions), dtype=torch.float64)
+    offsets, middle = steps - steps.mean(), positions.double().mean()
+    found = float((offsets * (positions.double() - middle)).sum() / offsets.square().sum().clamp(min=0.5))
+    if abs(found) < slope / 2:
+        found = slope if len(positions) == 1 else math.copysign(slope / 2, found)
+    return ((torch.arange(count, dtype=torch.float64) - middle) / found + steps.mean()).float()
 
 
 IMPOSSIBLE = -9.0  # score of a map with too little overlap

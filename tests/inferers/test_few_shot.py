@@ -415,6 +415,19 @@ def test_agreement_is_high_with_the_scan_itself_and_nothing_with_another_body():
     assert (label_map == 0).all()  # a label that does not agree is absent
 
 
+def test_body_that_lies_elsewhere_agrees_once_its_cells_are_located():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    moved = torch.roll(noise(0), (16, 8, 1), dims=(1, 2, 3))  # two cells down, one to the right, a slice up
+    network = CountingNetwork(position_weight=100.0, depth_weight=0.3)
+    _, stayed = segment(given(scan), network, query_of(moved))
+    locator = CellLocator(smoothing=[0.3, 0.1], smoothing_mm=[24.0, 8.0], temperature=200.0, pooling=1)
+    found, located = segment(given(scan, locator=locator), network, query_of(moved))
+    truth = torch.roll(squares(), (16, 8, 1), dims=(0, 1, 2))
+    assert (found == truth).float().mean() > 0.97
+    assert located.meta["agreement"].min() > 0.9
+    assert located.meta["agreement"].min() > stayed.meta["agreement"].min() + 0.1
+
+
 def test_half_an_organ_agrees_and_one_out_of_view_does_not():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     _, half = segment(given(scan), CountingNetwork(), query_of(noise(0)[..., :5]))  # label 3 begins in slice 5

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.inferers.location import CellLocator, align_scans, describe_slices, located_similarity, nearest_slices
+from bundle.inferers.location import (
+    CellLocator,
+    align_scans,
+    describe_slices,
+    invert_line,
+    located_similarity,
+    nearest_slices,
+)
 
 
 def bodies(mm):
@@ -183,3 +190,15 @@ def test_located_similarity_by_hand():
     cosine = torch.nn.functional.cosine_similarity(support[:5], support[1:], dim=1).mean()
     assert located_similarity(support, support, up, 7.0) == pytest.approx(float(cosine), abs=1e-4)
     assert located_similarity(support, support, places + 99, 7.0) == -1.0
+
+
+@pytest.mark.parametrize(("slope", "start"), [(1.0, 0.0), (0.5, 3.0), (-1.25, 9.0)])
+def test_inverted_line_leads_back(slope, start):
+    on_support = start + slope * torch.arange(8.0)
+    back = invert_line(on_support, 12, abs(slope))
+    torch.testing.assert_close(back, (torch.arange(12.0) - start) / slope)
+
+
+def test_single_slice_is_inverted_by_the_distances_and_a_flat_line_by_half_of_them():
+    torch.testing.assert_close(invert_line(torch.tensor([4.0]), 6, 2.0), (torch.arange(6.0) - 4) / 2)
+    torch.testing.assert_close(invert_line(torch.full((3,), 4.0), 6, 2.0), torch.arange(6.0) - 4 + 1)

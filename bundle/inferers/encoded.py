@@ -1,0 +1,158 @@
+"""Labelled scans on the feature grid: what queries are matched to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.protocol import support_slices
+from ..data.support import SupportScan
+from .location import describe_slices
+
+
+class EncodedSupport:
+    """Features of one scan and its labels on the feature grid, kept between queries.
+
+    Attributes:
+        features: ``(Ds, D, h, w)``.
+        spacing_mm: distance of the slices.
+        values: the ``V`` label values that occur.
+        annotates: whether the scan says where a value is, see :meth:`SupportScan.annotates`.
+        foreground: share of each label in the cells ``(Ds, V, h, w)``.
+        background: share of what has no label ``(Ds, h, w)``.
+        shows: which labels a slice shows ``(Ds, V)``.
+        slices: numbers of the annotated slices ``(A,)``; the others are no background.
+        answering: numbers of the slices that answer queries: the annotated ones and those that were filled in.
+        extents: numbers of the slices that show each label, whether they are used as annotated or not.
+        description: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        spacing_mm: float,
+        values: Sequence[int],
+        annotates: Callable[[int], bool],
+        foreground: Tensor,
+        background: Tensor,
+        shows: Tensor,
+        slices: Sequence[int],
+        description: Tensor | None = None,
+    ) -> None:
+        self.features = features
+        self.spacing_mm = spacing_mm
+        self.values = list(values)
+        self.annotates = annotates
+        self.foreground = foreground
+        self.background = background
+        self.shows = shows
+        self.slices = self.answering = torch.tensor(list(slices))
+        self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
+        self.description = description
+        self._views: dict[tuple[int, int], EncodedSupport] = {}
+
+    @classmethod
+    def from_scan(
+        cls, scan: SupportScan, features: Tensor, description_cells: int, batch_size: int = 16
+    ) -> EncodedSupport:
+        """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
+        label, values = scan.label.movedim(-1, 0), scan.values
+        shares, shown = [], []
+        for labels in label.split(batch_size):  # as floats, whole volumes would be large
+            labels = labels.to(features.device)
+            masks = torch.stack([labels == value for value in [0, *values]], dim=1)
+            shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
+            shown.append(masks[:, 1:].flatten(2).any(dim=2))
+        background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
+        return cls(
+            features,
+            scan.spacing_mm,
+            values,
+            scan.annotates,
+            foreground,
+            background[:, 0],
+            torch.cat(shown),
+            scan.annotated_slices,
+            describe_slices(features, description_cells),
+        )
+
+    @classmethod
+    def from_prediction(
+        cls, features: Tensor, spacing_mm: float, values: Sequence[int], scores: Tensor
+    ) -> EncodedSupport:
+        """Take what was predicted ``(D, 1 + n, h, w)`` for ``n`` values as a scan's labels."""
+        predicted = F.one_hot(scores.argmax(dim=1), 1 + len(values)).movedim(-1, 1).to(features.dtype)
+        foreground = predicted[:, 1:]
+        shows = foreground.flatten(2).any(dim=2)
+        every = range(len(features))
+        return cls(features, spacing_mm, values, lambda _: True, foreground, predicted[:, 0], shows, every)
+
+    def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
+        foreground = self.foreground.new_zeros(len(self.features), len(values), *self.foreground.shape[-2:])
+        shows = self.shows.new_zeros(len(self.features), len(values))
+        for row, value in enumerate(values):
+            if value in self.values:
+                own = self.values.index(value)
+                foreground[:, row], shows[:, row] = self.foreground[:, own], self.shows[:, own]
+        return foreground, shows
+
+    def extent(self, value: int) -> list[int]:
+        """Numbers of the slices that show a value; not those where it was filled in."""
+        return self.extents[self.values.index(value)]
+
+    def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
+        """The same scan with one label against all else, annotated on some of the slices."""
+        view = copy.copy(self)
+        row = self.values.index(value)
+        view.values, view.extents = [value], [self.extents[row]]
+        view.slices = view.answering = torch.tensor(sorted(set(slices)))
+        view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
+        view.background = 1 - view.foreground[:, 0]
+        return view
+
+    def filled(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:
+        """The same scan with labels ``(T, V, h, w)``, ``(T, h, w)`` in ``todo``, slices that then answer too."""
+        filled = copy.copy(self)
+        filled.foreground, filled.background = self.foreground.clone(), self.background.clone()
+        filled.shows = self.shows.clone()
+        filled.foreground[todo], filled.background[todo] = foreground, background
+        filled.shows[todo] = foreground.flatten(2).any(dim=2)
+        filled.answering = torch.cat([self.slices, todo]).sort().values
+        return filled
+
+    def as_published(
+        self, value: int, num_chunks: int, fill: Callable[[EncodedSupport], EncodedSupport]
+    ) -> EncodedSupport:
+        """The scan as the published protocols annotate it: one label, on the middle slice of each chunk.
+
+        Args:
+            value: the label.
+            num_chunks: parts of the label's extent.
+            fill: what is done with it, once.
+        """
+        key = (value, num_chunks)
+        if key not in self._views:
+            self._views[key] = fill(self.only(value, support_slices(self.extent(value), num_chunks)))
+        return self._views[key]
+
+
+class Placement(NamedTuple):
+    """Where a query lies on one support scan.
+
+    Attributes:
+        chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
+        places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
+        fit: how similar the located cells are, in -1..1; without a locator, the aligned slices.
+        positions: the query slices' positions ``(D,)``, in units of the support's slices.
+    """
+
+    chosen: Tensor
+    places: Tensor | None
+    fit: float
+    positions: Tensor
