@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from monai.transforms.utils import distance_transform_edt
 from torch import Tensor
 
 from ..data.protocol import support_slices
@@ -30,6 +31,7 @@ class EncodedSupport:
         answering: numbers of the slices that answer queries: the annotated ones and those that were filled in.
         extents: numbers of the slices that show each label, whether they are used as annotated or not.
         description: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
+        widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class EncodedSupport:
         shows: Tensor,
         slices: Sequence[int],
         description: Tensor | None = None,
+        widths: Tensor | None = None,
     ) -> None:
         self.features = features
         self.spacing_mm = spacing_mm
@@ -54,6 +57,7 @@ class EncodedSupport:
         self.slices = self.answering = torch.tensor(list(slices))
         self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
         self.description = description
+        self.widths = widths
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
@@ -62,12 +66,13 @@ class EncodedSupport:
     ) -> EncodedSupport:
         """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
         label, values = scan.label.movedim(-1, 0), scan.values
-        shares, shown = [], []
+        shares, shown, widths = [], [], []
         for labels in label.split(batch_size):  # as floats, whole volumes would be large
             labels = labels.to(features.device)
             masks = torch.stack([labels == value for value in [0, *values]], dim=1)
             shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
             shown.append(masks[:, 1:].flatten(2).any(dim=2))
+            widths.append(label_widths(masks[:, 1:]))
         background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
         return cls(
             features,
@@ -79,6 +84,7 @@ class EncodedSupport:
             torch.cat(shown),
             scan.annotated_slices,
             describe_slices(features, description_cells),
+            torch.cat(widths),
         )
 
     @classmethod
@@ -105,6 +111,18 @@ class EncodedSupport:
     def extent(self, value: int) -> list[int]:
         """Numbers of the slices that show a value; not those where it was filled in."""
         return self.extents[self.values.index(value)]
+
+    def width(self, value: int, slices: Sequence[int] | None = None) -> float:
+        """How wide a label is in pixels of the frame, as the median over annotated slices that show it; 0 for none.
+
+        Args:
+            value: the label.
+            slices: slices that count, in place of the annotated ones.
+        """
+        if value not in self.values or self.widths is None:
+            return 0.0
+        widths = self.widths[self.slices if slices is None else list(slices), self.values.index(value)]
+        return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
@@ -140,6 +158,21 @@ class EncodedSupport:
         if key not in self._views:
             self._views[key] = fill(self.only(value, support_slices(self.extent(value), num_chunks)))
         return self._views[key]
+
+
+def label_widths(masks: Tensor) -> Tensor:
+    """Diameter in pixels of the largest circle inside each mask: ``(S, n, H, W)`` booleans to ``(S, n)``; 0 if empty.
+
+    It is small for a thin ring, too, whatever the ring's size.
+    """
+    widths = torch.zeros(masks.shape[:2])
+    for index, row in masks.flatten(2).any(dim=2).nonzero().tolist():
+        mask = masks[index, row]
+        rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+        inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        distance = distance_transform_edt(F.pad(inside, (1, 1, 1, 1)).float()[None].cpu())
+        widths[index, row] = 2 * float(distance.max())
+    return widths
 
 
 class Placement(NamedTuple):

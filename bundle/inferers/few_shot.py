@@ -80,6 +80,8 @@ class FewShotInferer(Inferer):
         extent_reach: ``reach`` of the locator where the extent is given; 0 keeps slices at the height of the organ.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
+        guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
+            ``guided_radius_px``.
         score_reach: scores beyond it are as certain as scores can be, for the guided filter.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
@@ -109,6 +111,7 @@ class FewShotInferer(Inferer):
         extent_reach: int = 0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
+        guided_share: float = 0.4,
         score_reach: float = 2.0,
         min_agreement: float = 0.0,
         keep_similarity: bool = False,
@@ -133,6 +136,7 @@ class FewShotInferer(Inferer):
         self.extent_reach = extent_reach
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
+        self.guided_share = guided_share
         self.score_reach = score_reach
         self.min_agreement = min_agreement
         self.keep_similarity = keep_similarity
@@ -176,6 +180,7 @@ class FewShotInferer(Inferer):
         values = self.label_values(encoded)
         features = self._encode(network, volume)
         spacing_mm = slice_spacing(inputs)
+        num_chunks = None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
@@ -190,22 +195,20 @@ class FewShotInferer(Inferer):
         if self.keep_similarity:
             telling = [(scan, chosen) for scan, chosen in answering if any(scan.annotates(v) for v in values)]
             meta[SIMILARITY] = self.measure_similarity(features, telling).movedim(0, -1)[None].cpu()
-        compete, sigma = "chunks" not in meta, self.smoothing_mm / spacing_mm
+        compete, sigma = num_chunks is None, self.smoothing_mm / spacing_mm
         scores = smooth_slices(scores, possible, sigma)
         for _ in range(self.num_refinements):
-            scores = (
-                scores
-                + match_itself(
-                    network,
-                    features,
-                    scores,
-                    possible,
-                    compete,
-                    self.confident_margin,
-                    self.fewest_cells,
-                    self.slice_batch_size,
-                )
-            ) / 2
+            again = match_itself(
+                network,
+                features,
+                scores,
+                possible,
+                compete,
+                self.confident_margin,
+                self.fewest_cells,
+                self.slice_batch_size,
+            )
+            scores = (scores + again) / 2
             scores = smooth_slices(scores, possible, sigma)
         if compete:
             agreement = self.measure_agreement(network, features, placed, values, scores, spacing_mm)
@@ -215,10 +218,11 @@ class FewShotInferer(Inferer):
             scores = smooth_slices(scores, possible & kept, 0.0)
             # what looked like an absent label is no other label either
             scores[:, 0] = torch.where(kept[winner], scores[:, 0], won)
+        radii = self._guided_radii(encoded, values, num_chunks)
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
             [
-                upsample_scores(part, images, compete, self.guided_radius_px, self.guided_epsilon, self.score_reach)
+                upsample_scores(part, images, compete, radii, self.guided_epsilon, self.score_reach)
                 for part, images in parts
             ]
         )
@@ -304,6 +308,21 @@ class FewShotInferer(Inferer):
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
         return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
+
+    def _guided_radii(
+        self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None
+    ) -> list[int]:
+        """Radius of the guided filter for each label, by its width on the annotated slices of the support scans."""
+        radii = []
+        for value in values:
+            showing = [scan for scan in encoded if value in scan.values]
+            widths = [
+                scan.width(value, support_slices(scan.extent(value), num_chunks) if num_chunks else None)
+                for scan in showing
+            ]
+            share = self.guided_share * sum(widths) / max(len(widths), 1)
+            radii.append(min(self.guided_radius_px, round(share)))
+        return radii
 
     def _match_scans(
         self,

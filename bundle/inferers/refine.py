@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,15 +63,17 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
 
 
 def upsample_scores(
-    scores: Tensor, images: Tensor, compete: bool, radius: int = 0, epsilon: float = 0.02, reach: float = 2.0
+    scores: Tensor, images: Tensor, compete: bool, radii: Sequence[int], epsilon: float = 0.02, reach: float = 2.0
 ) -> Tensor:
-    """Bring scores from the feature grid to the image, bilinearly and, with a radius, along the image's edges.
+    """Bring scores from the feature grid to the image, bilinearly and, with radii, along the image's edges.
 
     Args:
         scores: ``(D, n, h, w)``.
         images: slices ``(D, C, H, W)`` of zero mean and unit variance; their first channel guides.
-        compete: whether the channels compete, so that margins are filtered, or each stands against 0.
-        radius: half the side of the guided filter's window in pixels; 0 leaves the filter out.
+        compete: whether the channels compete, the background first, so that margins are filtered, or each stands
+            against 0.
+        radii: for each label, half the side of the guided filter's window in pixels; 0 leaves its scores as they
+            are. A window much wider than a structure wipes it out.
         epsilon: see :func:`guided_filter`.
         reach: scores beyond it are as certain as scores can be, and must not outweigh an edge.
 
@@ -77,10 +81,17 @@ def upsample_scores(
         ``(D, n, H, W)``.
     """
     fine = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
-    if radius == 0:
+    if not any(radii):
         return fine
     guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
     margin = margins(fine) if compete else fine
     absent = margin < ABSENT / 2
-    filtered = guided_filter(margin.clamp(-reach, reach), guide, radius, epsilon)
-    return torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
+    filtered = margin.clamp(-reach, reach)
+    each = torch.tensor([max(radii), *radii] if compete else list(radii))
+    for radius in each[each > 0].unique().tolist():
+        rows = each == radius
+        filtered[:, rows] = guided_filter(filtered[:, rows], guide, radius, epsilon)
+    filtered = torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
+    if compete:  # a wide window leaves too much background where a small structure is
+        filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
+    return filtered
