@@ -56,7 +56,7 @@ def test_each_label_has_its_own_window_and_the_background_gives_way():
     assert (upsample_scores(cells(large, small), flat, True, [24, 24]).argmax(dim=1) != 2).all()
     out = upsample_scores(cells(large, small), flat, True, [12, 3])
     winner = out.argmax(dim=1)[0]
-    assert ((winner == 1) == large).float().mean() > 0.95
+    assert 2 * ((winner == 1) & large).sum() > 0.85 * ((winner == 1).sum() + large.sum())
     assert ((winner == 2) & small).sum() > 0.7 * small.sum()
     assert (winner[~(large | small)] == 0).float().mean() > 0.95
 
