@@ -77,7 +77,6 @@ class FewShotInferer(Inferer):
         fewest_cells: a class that is confident in fewer cells of three slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
-        extent_reach: ``reach`` of the locator where the extent is given; 0 keeps slices at the height of the organ.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
@@ -108,7 +107,6 @@ class FewShotInferer(Inferer):
         confident_margin: float = 1.0,
         fewest_cells: int = 3,
         fill_slices: bool = False,
-        extent_reach: int = 0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
         guided_share: float = 0.4,
@@ -133,7 +131,6 @@ class FewShotInferer(Inferer):
         self.confident_margin = confident_margin
         self.fewest_cells = fewest_cells
         self.fill_slices = fill_slices
-        self.extent_reach = extent_reach
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
         self.guided_share = guided_share
@@ -415,9 +412,7 @@ class FewShotInferer(Inferer):
             positions = chosen[:, 0].float()
         places = None
         if self.locator is not None:
-            places = self.locator(
-                features[given], view.features, positions, spacing_mm, view.spacing_mm, self.extent_reach
-            )
+            places = self.locator(features[given], view.features, positions, spacing_mm, view.spacing_mm)
         return Placement(chosen, places, 0.0, positions)
 
     @torch.no_grad()
