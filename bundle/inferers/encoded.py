@@ -61,18 +61,16 @@ class EncodedSupport:
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
-    def from_scan(
-        cls, scan: SupportScan, features: Tensor, description_cells: int, batch_size: int = 16
-    ) -> EncodedSupport:
+    def from_scan(cls, scan: SupportScan, features: Tensor, description_cells: int, batch_size: int) -> EncodedSupport:
         """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
         label, values = scan.label.movedim(-1, 0), scan.values
         shares, shown, widths = [], [], []
         for labels in label.split(batch_size):  # as floats, whole volumes would be large
-            labels = labels.to(features.device)
             masks = torch.stack([labels == value for value in [0, *values]], dim=1)
+            widths.append(label_widths(masks[:, 1:]))  # before a GPU has them: it would be waited for
+            masks = masks.to(features.device)
             shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
             shown.append(masks[:, 1:].flatten(2).any(dim=2))
-            widths.append(label_widths(masks[:, 1:]))
         background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
         return cls(
             features,
@@ -112,16 +110,11 @@ class EncodedSupport:
         """Numbers of the slices that show a value; not those where it was filled in."""
         return self.extents[self.values.index(value)]
 
-    def width(self, value: int, slices: Sequence[int] | None = None) -> float:
-        """How wide a label is in pixels of the frame, as the median over annotated slices that show it; 0 for none.
-
-        Args:
-            value: the label.
-            slices: slices that count, in place of the annotated ones.
-        """
+    def width(self, value: int) -> float:
+        """How wide a label is in pixels of the frame, as the median over annotated slices that show it; 0 for none."""
         if value not in self.values or self.widths is None:
             return 0.0
-        widths = self.widths[self.slices if slices is None else list(slices), self.values.index(value)]
+        widths = self.widths[self.slices, self.values.index(value)]
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
@@ -132,6 +125,7 @@ class EncodedSupport:
         view.slices = view.answering = torch.tensor(sorted(set(slices)))
         view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
         view.background = 1 - view.foreground[:, 0]
+        view.widths = self.widths[:, row : row + 1] if self.widths is not None else None
         return view
 
     def filled(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:

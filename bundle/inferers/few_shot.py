@@ -72,9 +72,10 @@ class FewShotInferer(Inferer):
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
         num_refinements: how often the scores are averaged with those that the query's own confident cells give, as
-            support of the same and the two neighboring slices.
+            support of the same and the neighboring slices.
+        refinement_reach: neighboring slices on each side.
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
-        fewest_cells: a class that is confident in fewer cells of three slices is not refined.
+        fewest_cells: a class that is confident in fewer cells of these slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
@@ -104,6 +105,7 @@ class FewShotInferer(Inferer):
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
         num_refinements: int = 0,
+        refinement_reach: int = 1,
         confident_margin: float = 1.0,
         fewest_cells: int = 3,
         fill_slices: bool = False,
@@ -128,6 +130,7 @@ class FewShotInferer(Inferer):
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
         self.num_refinements = num_refinements
+        self.refinement_reach = refinement_reach
         self.confident_margin = confident_margin
         self.fewest_cells = fewest_cells
         self.fill_slices = fill_slices
@@ -203,6 +206,7 @@ class FewShotInferer(Inferer):
                 compete,
                 self.confident_margin,
                 self.fewest_cells,
+                self.refinement_reach,
                 self.slice_batch_size,
             )
             scores = (scores + again) / 2
@@ -294,17 +298,22 @@ class FewShotInferer(Inferer):
         if self.locator is None:
             positions, fit = lines[0]
             return self._place_on_line(features, scan, positions, spacing_mm)._replace(fit=fit)
-        return max((self._place_on_line(features, scan, line, spacing_mm) for line, _ in lines), key=lambda p: p.fit)
+        found = []
+        for line, _ in lines:
+            placement = self._place_on_line(features, scan, line, spacing_mm)
+            if placement.places is not None:
+                fit = located_similarity(features, scan.features, placement.places, scan.spacing_mm)
+                found.append(placement._replace(fit=fit))
+        return max(found, key=lambda placement: placement.fit)
 
     def _place_on_line(self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float) -> Placement:
-        """Where slices whose rough positions along z are known lie on a scan."""
-        places, fit = None, 0.0
+        """Where slices whose rough positions along z are known lie on a scan; how well they fit is left open."""
+        places = None
         if self.locator is not None:
             places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
-            fit = located_similarity(features, scan.features, places, scan.spacing_mm)
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
-        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
+        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
 
     def _guided_radii(
         self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None
@@ -313,10 +322,9 @@ class FewShotInferer(Inferer):
         radii = []
         for value in values:
             showing = [scan for scan in encoded if value in scan.values]
-            widths = [
-                scan.width(value, support_slices(scan.extent(value), num_chunks) if num_chunks else None)
-                for scan in showing
-            ]
+            if num_chunks:
+                showing = [scan.only(value, support_slices(scan.extent(value), num_chunks)) for scan in showing]
+            widths = [scan.width(value) for scan in showing]
             share = self.guided_share * sum(widths) / max(len(widths), 1)
             radii.append(min(self.guided_radius_px, round(share)))
         return radii

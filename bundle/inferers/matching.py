@@ -100,9 +100,10 @@ def match_itself(
     compete: bool,
     confident_margin: float,
     fewest_cells: int,
+    reach: int,
     batch_size: int,
 ) -> Tensor:
-    """Scores by the query's own confident cells, as support of the same and the two neighboring slices.
+    """Scores by the query's own confident cells, as support of the same and the neighboring slices.
 
     Args:
         network: the network that matches.
@@ -112,6 +113,7 @@ def match_itself(
         compete: whether the channels are classes, the background first, or each label stands against 0.
         confident_margin: by how much a class must win in a cell for the cell to count as confident.
         fewest_cells: a class with fewer confident cells keeps its scores.
+        reach: neighboring slices on each side.
         batch_size: slices a pass.
 
     Returns:
@@ -120,7 +122,7 @@ def match_itself(
     depth, grid = len(features), features.shape[-2:]
     sure = margins(scores) > confident_margin if compete else scores > confident_margin
     sure_background = None if compete else scores < -confident_margin
-    neighbors = torch.arange(depth, device=features.device)[:, None] + torch.tensor([-1, 0, 1]).to(features.device)
+    neighbors = torch.arange(depth, device=features.device)[:, None] + torch.arange(-reach, reach + 1, device=features.device)
     inside = (neighbors >= 0) & (neighbors < depth)
     out = scores.clone()
     rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
@@ -130,9 +132,9 @@ def match_itself(
         rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
         where = can.flatten(1).any(dim=1).nonzero()[:, 0]
         for part in where.split(batch_size) if len(where) else ():
-            index = neighbors[part].clamp(0, depth - 1)  # (b, 3)
+            index = neighbors[part].clamp(0, depth - 1)  # (b, K)
             known = inside[part].to(scores.dtype)[..., None, None]
-            foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, 3, h, w)
+            foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, K, h, w)
             background = rest[index] * known
             found = network.match(features[part], features[index], foreground.flatten(1, 2), background, None, None)
             both = background.flatten(1).sum(dim=1) >= fewest_cells
