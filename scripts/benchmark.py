@@ -1,6 +1,8 @@
-"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And volumes and speed.
+"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And what one network
+does on a kind of scan that it never saw, whole volumes, and speed.
 
 Usage: python -m scripts.benchmark {accuracy,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
+       python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import fire
 
 from bundle.atomic import replacing, write_text
+from bundle.data import list_images
 
 from .speed import speed
 from .volumes import volumes
@@ -95,13 +98,10 @@ def accuracy(
         folder = root / run.name
         trained = folder / "models" / "model_final.pt"
         shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol}
-        # the state goes as the very last step of a training, after its final weights were written
-        complete = trained.is_file() and not (folder / "training_state.pt").is_file()
-        if weights is None and not complete:
-            training = {**shared, "seed": run.seed, "output_dir": str(folder), "ckpt_dir": str(trained.parent)}
-            training["cache_dir"] = str(Path(output_dir) / "cache")
+        if weights is None:
+            training = {**shared, "seed": run.seed, "cache_dir": str(Path(output_dir) / "cache")}
             training["exclude_labels"] = list(run.group)
-            _bundle_run(["configs/train.json", "configs/fold.json", *config], training, folder / "train.log", threads)
+            _train(["configs/train.json", "configs/fold.json", *config], training, folder, threads)
         if not (folder / protocol / "summary.json").is_file():
             evaluation = {**shared, "setting": setting, "output_dir": str(folder / protocol)}
             evaluation["ckpt_path"] = str(weights or trained)
@@ -116,6 +116,64 @@ def accuracy(
     table = _table(root, todo, protocol, setting)
     write_text(root / f"{protocol}.md", table + "\n")
     return table
+
+
+def transfer(
+    dataset_dirs: Sequence[str],
+    output_dir: str,
+    tested: Sequence[str] | None = None,
+    protocol: str = "volume",
+    folds: Sequence[int] = (0, 1, 2, 3, 4),
+    seed: int = 0,
+    num_folds: int = 5,
+    config: Sequence[str] = (),
+    overrides: dict[str, Any] | None = None,
+    jobs: int = 1,
+) -> str:
+    """Leave each data set out: train on the images of all others, evaluate on it; print and write the table.
+
+    Args:
+        dataset_dirs: folders of the data sets.
+        output_dir: folder of the runs; what is finished there is not repeated.
+        tested: names of the folders that are left out, one after another; by default all.
+        protocol: official, adnet_ep1, adnet_ep2 or volume.
+        folds: folds to evaluate.
+        seed: seed of the trainings.
+        num_folds: folds of each data set.
+        config: overlays for training and inference.
+        overrides: further ids of the configs, {"max_epochs": 7}.
+        jobs: evaluations side by side.
+    """
+    images = {Path(folder).name: list_images(Path(folder) / "imagesTr") for folder in dataset_dirs}
+    unknown = sorted(set(tested or ()) - set(images))
+    if len(images) < 2 or len(images) < len(dataset_dirs) or unknown:
+        raise ValueError(f"dataset_dirs must be two folders of different names at least, tested among them: {unknown}")
+    tables = []
+    for folder in map(Path, dataset_dirs):
+        if tested is not None and folder.name not in tested:
+            continue
+        run = Path(output_dir) / f"without_{folder.name}"
+        others = [{"image": path} for name, paths in images.items() if name != folder.name for path in paths]
+        training = {"seed": seed, **(overrides or {}), "images": others, "cache_dir": str(Path(output_dir) / "cache")}
+        training["dataset_dir"] = os.path.commonpath([Path(folder).resolve() for folder in dataset_dirs])
+        weights = _train(["configs/train.json", *config], training, run, os.cpu_count() or 1)
+        arguments = {"weights": str(weights), "config": config, "overrides": overrides, "jobs": jobs}
+        table = accuracy(
+            str(folder), str(run), protocol, folds=folds, seeds=[seed], num_folds=num_folds, **arguments  # type: ignore
+        )
+        tables.append(f"Trained without {folder.name}. {table}")
+    write_text(Path(output_dir) / f"transfer_{protocol}.md", "\n\n".join(tables) + "\n")
+    return "\n\n".join(tables)
+
+
+def _train(configs: Sequence[str], overrides: dict[str, Any], folder: Path, threads: int) -> Path:
+    """Train in a folder, or take the weights that an earlier call finished there."""
+    trained = folder / "models" / "model_final.pt"
+    # the state goes as the very last step of a training, after its final weights were written
+    if not trained.is_file() or (folder / "training_state.pt").is_file():
+        places = {"output_dir": str(folder), "ckpt_dir": str(trained.parent)}
+        _bundle_run(configs, {**overrides, **places}, folder / "train.log", threads)
+    return trained
 
 
 def _bundle_run(configs: Sequence[str], overrides: dict[str, Any], log: Path, threads: int) -> None:
@@ -176,7 +234,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        fire.Fire({"accuracy": accuracy, "volumes": volumes, "speed": speed}, name="scripts.benchmark")
+        fire.Fire({"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}, name="scripts.benchmark")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
 
