@@ -1,5 +1,4 @@
-"""Cross-validated accuracy: train every fold, evaluate it under a protocol, and write one table. And what one network
-does on a kind of scan that it never saw, whole volumes, and speed.
+"""Measure accuracy, cross-validated or on a data set that was left out, whole volumes, and speed; write tables.
 
 Usage: python -m scripts.benchmark {accuracy,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
        python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
@@ -157,10 +156,8 @@ def transfer(
         training = {"seed": seed, **(overrides or {}), "images": others, "cache_dir": str(Path(output_dir) / "cache")}
         training["dataset_dir"] = os.path.commonpath([Path(folder).resolve() for folder in dataset_dirs])
         weights = _train(["configs/train.json", *config], training, run, os.cpu_count() or 1)
-        arguments = {"weights": str(weights), "config": config, "overrides": overrides, "jobs": jobs}
-        table = accuracy(
-            str(folder), str(run), protocol, folds=folds, seeds=[seed], num_folds=num_folds, **arguments  # type: ignore
-        )
+        evaluation: dict[str, Any] = {"folds": folds, "seeds": [seed], "num_folds": num_folds, "weights": str(weights)}
+        table = accuracy(str(folder), str(run), protocol, config=config, overrides=overrides, jobs=jobs, **evaluation)
         tables.append(f"Trained without {folder.name}. {table}")
     write_text(Path(output_dir) / f"transfer_{protocol}.md", "\n\n".join(tables) + "\n")
     return "\n\n".join(tables)
@@ -234,7 +231,8 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        fire.Fire({"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}, name="scripts.benchmark")
+        commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
+        fire.Fire(commands, name="scripts.benchmark")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
 

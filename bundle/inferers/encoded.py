@@ -1,4 +1,4 @@
-"""Labelled scans on the feature grid: what queries are matched to."""
+"""Scans on the feature grid: the query, and the labelled ones that it is matched to."""
 
 from __future__ import annotations
 
@@ -117,6 +117,13 @@ class EncodedSupport:
         widths = self.widths[self.slices, self.values.index(value)]
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
+    def volume(self, value: int) -> float:
+        """Volume of a label in the slices that answer, as their share of the frame times mm along z; 0 for none."""
+        if value not in self.values:
+            return 0.0
+        shares = self.foreground[self.answering, self.values.index(value)]
+        return float(shares.sum()) / shares[0].numel() * self.spacing_mm
+
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
         view = copy.copy(self)
@@ -169,6 +176,42 @@ def label_widths(masks: Tensor) -> Tensor:
     return widths
 
 
+class EncodedQuery:
+    """A query's slices and their features, in the plane as they are or turned.
+
+    Args:
+        volume: slices ``(D, C, H, W)``.
+        spacing_mm: distance of the slices.
+        encode: slices ``(S, C, H, W)`` to features ``(S, D, h, w)``.
+    """
+
+    def __init__(self, volume: Tensor, spacing_mm: float, encode: Callable[[Tensor], Tensor]) -> None:
+        self.volume = volume
+        self.spacing_mm = spacing_mm
+        self.encode = encode
+        self._known: dict[int, Tensor] = {}
+
+    @property
+    def square(self) -> bool:
+        """Whether a quarter turn leaves the shape as it is."""
+        return self.volume.shape[-2] == self.volume.shape[-1]
+
+    def features(self, turn: int = 0, step: int = 1) -> Tensor:
+        """Features ``(D, channels, h, w)`` after so many quarter turns, of every ``step``-th slice."""
+        if turn in self._known:
+            return self._known[turn][::step]
+        slices = self.volume[::step]
+        features = self.encode(slices.rot90(turn, (2, 3)) if turn else slices)
+        if step == 1:
+            self._known[turn] = features
+        return features
+
+
+def turn_back(scores: Tensor, turn: int) -> Tensor:
+    """Bring what was found on a turned query ``(D, n, h, w)`` back to the query as it is."""
+    return scores.rot90(-turn, (2, 3))
+
+
 class Placement(NamedTuple):
     """Where a query lies on one support scan.
 
@@ -177,9 +220,12 @@ class Placement(NamedTuple):
         places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
         fit: how similar the located cells are, in -1..1; without a locator, the aligned slices.
         positions: the query slices' positions ``(D,)``, in units of the support's slices.
+        turn: quarter turns of the query in the plane after which it lies as the support does; all else is said of
+            the turned query.
     """
 
     chosen: Tensor
     places: Tensor | None
     fit: float
     positions: Tensor
+    turn: int = 0

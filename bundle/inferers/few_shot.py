@@ -25,10 +25,10 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
-from .encoded import EncodedSupport, Placement
+from .encoded import EncodedQuery, EncodedSupport, Placement, turn_back
 from .location import CellLocator, align_scans, describe_slices, invert_line, located_similarity, nearest_slices
 from .matching import fill_slices, match_itself, match_slices
-from .refine import smooth_slices, upsample_scores
+from .refine import find_remnants, leave_out, smooth_slices, upsample_scores
 
 
 class FewShotInferer(Inferer):
@@ -52,6 +52,9 @@ class FewShotInferer(Inferer):
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
+    Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
+    tried in the ``turns``, and matched to this scan as it fits best.
+
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_fit``, see :class:`Placement`, and ``agreement``, see :meth:`measure_agreement`.
 
@@ -66,6 +69,11 @@ class FewShotInferer(Inferer):
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
             the one counts whose located cells are the most similar to the support's.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
+        turns: quarter turns in the plane that are tried where a query fits a scan badly; none for none. They need a
+            locator, odd ones a square frame too.
+        turn_below: fit below which they are tried.
+        turn_margin: by how much a turned query must fit better.
+        turn_slices: slices of the query, evenly spread, that are tried.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
@@ -84,6 +92,10 @@ class FewShotInferer(Inferer):
             ``guided_radius_px``.
         score_reach: scores beyond it are as certain as scores can be, for the guided filter.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
+        remnant_share, remnant_margin: what is found at the first or last slice of a query may be the rest of a
+            structure that the scan cuts off, or another one that is taken for it. A label there that is smaller than
+            this share of its volume on the support and wins by less than this margin on average is left out; 0 for
+            none.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -100,6 +112,10 @@ class FewShotInferer(Inferer):
         description_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
+        turns: Sequence[int] = (),
+        turn_below: float = 0.6,
+        turn_margin: float = 0.01,
+        turn_slices: int = 16,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
@@ -114,6 +130,8 @@ class FewShotInferer(Inferer):
         guided_share: float = 0.4,
         score_reach: float = 2.0,
         min_agreement: float = 0.0,
+        remnant_share: float = 0.0,
+        remnant_margin: float = 0.0,
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
@@ -125,6 +143,10 @@ class FewShotInferer(Inferer):
         self.description_cells = description_cells
         self.alignment = dict(alignment or {})
         self.locator = locator
+        self.turns = tuple(turns) if locator is not None else ()
+        self.turn_below = turn_below
+        self.turn_margin = turn_margin
+        self.turn_slices = turn_slices
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
@@ -139,6 +161,8 @@ class FewShotInferer(Inferer):
         self.guided_share = guided_share
         self.score_reach = score_reach
         self.min_agreement = min_agreement
+        self.remnant_share = remnant_share
+        self.remnant_margin = remnant_margin
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
@@ -178,24 +202,22 @@ class FewShotInferer(Inferer):
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         encoded = self.encode_support(network, meta.get("support"), volume.device)
         values = self.label_values(encoded)
-        features = self._encode(network, volume)
-        spacing_mm = slice_spacing(inputs)
+        query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
+        features = query.features()
         num_chunks = None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
-            scores, possible, answering = self._match_extents(
-                network, features, encoded, values, chunks, num_chunks, spacing_mm
-            )
+            scores, possible, answering = self._match_extents(network, query, encoded, values, chunks, num_chunks)
         else:
-            placed = [(scan, self._place(features, scan, spacing_mm)) for scan in encoded]
-            scores, possible = self._match_scans(network, features, placed, values)
-            answering = [(scan, placement.chosen) for scan, placement in placed]
+            placed = [(scan, self._place(query, scan)) for scan in encoded]
+            scores, possible = self._match_scans(network, query, placed, values)
+            answering = [(scan, placement.chosen, placement.turn) for scan, placement in placed]
             meta["support_fit"] = torch.tensor([max(placement.fit for _, placement in placed)])
         if self.keep_similarity:
-            telling = [(scan, chosen) for scan, chosen in answering if any(scan.annotates(v) for v in values)]
-            meta[SIMILARITY] = self.measure_similarity(features, telling).movedim(0, -1)[None].cpu()
-        compete, sigma = num_chunks is None, self.smoothing_mm / spacing_mm
+            telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
+            meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
+        compete, sigma = num_chunks is None, self.smoothing_mm / query.spacing_mm
         scores = smooth_slices(scores, possible, sigma)
         for _ in range(self.num_refinements):
             again = match_itself(
@@ -212,13 +234,9 @@ class FewShotInferer(Inferer):
             scores = (scores + again) / 2
             scores = smooth_slices(scores, possible, sigma)
         if compete:
-            agreement = self.measure_agreement(network, features, placed, values, scores, spacing_mm)
+            agreement = self.measure_agreement(network, query, placed, values, scores)
             meta["agreement"] = agreement[None].cpu()
-            kept = F.pad(agreement >= self.min_agreement, (1, 0), value=True)
-            won, winner = scores.max(dim=1)
-            scores = smooth_slices(scores, possible & kept, 0.0)
-            # what looked like an absent label is no other label either
-            scores[:, 0] = torch.where(kept[winner], scores[:, 0], won)
+            scores = leave_out(scores, agreement >= self.min_agreement)
         radii = self._guided_radii(encoded, values, num_chunks)
         parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
         scores = torch.cat(
@@ -227,6 +245,10 @@ class FewShotInferer(Inferer):
                 for part, images in parts
             ]
         )
+        if compete:
+            volumes = [[volume for scan in encoded if (volume := scan.volume(value)) > 0] for value in values]
+            usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
+            scores = leave_out(scores, ~find_remnants(scores, usual, self.remnant_share, self.remnant_margin))
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
@@ -291,8 +313,24 @@ class FewShotInferer(Inferer):
         with torch.no_grad():
             return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
-    def _place(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
-        """Where the query lies on a support scan: of the likely lines along z, the one whose cells match best."""
+    def _place(self, query: EncodedQuery, scan: EncodedSupport) -> Placement:
+        """Where the query lies on a support scan, turned in the plane if it fits better so."""
+        upright = self._place_turned(query.features(), scan, query.spacing_mm)
+        if not self.turns or upright.fit >= self.turn_below:
+            return upright
+        step = math.ceil(len(query.volume) / self.turn_slices)
+        fits = {}
+        for turn in {0, *(turn % 4 for turn in self.turns)}:
+            if turn % 2 == 0 or query.square:
+                fits[turn] = self._place_turned(query.features(turn, step), scan, query.spacing_mm * step).fit
+        fits[0] += self.turn_margin
+        turn = max(fits, key=lambda turn: fits[turn])
+        if turn == 0:
+            return upright
+        return self._place_turned(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
+
+    def _place_turned(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
+        """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best."""
         description = describe_slices(features, self.description_cells)
         lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
         if self.locator is None:
@@ -332,7 +370,7 @@ class FewShotInferer(Inferer):
     def _match_scans(
         self,
         network: nn.Module,
-        features: Tensor,
+        query: EncodedQuery,
         placed: Sequence[tuple[EncodedSupport, Placement]],
         values: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
@@ -341,6 +379,7 @@ class FewShotInferer(Inferer):
         All labels that a scan annotates compete in one match with it. A scan that does not annotate a label has no
         say about it: there, its organ lies unmarked in what looks like background.
         """
+        features = query.features()
         total = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
         asked = features.new_zeros(len(values))
@@ -349,9 +388,9 @@ class FewShotInferer(Inferer):
             rows = [row for row, value in enumerate(values) if scan.annotates(value)]
             if not rows:
                 continue
-            scores, shown = match_slices(
-                network, features, scan, [values[row] for row in rows], placement, self.slice_batch_size
-            )
+            wanted, turned = [values[row] for row in rows], query.features(placement.turn)
+            scores, shown = match_slices(network, turned, scan, wanted, placement, self.slice_batch_size)
+            scores = turn_back(scores, placement.turn)
             share = math.exp((placement.fit - best) / self.fit_temperature)
             total[:, rows] += share * shown[..., None, None] * (scores[:, 1:] - scores[:, :1])
             weight[:, rows] += share * shown
@@ -363,35 +402,38 @@ class FewShotInferer(Inferer):
     def _match_extents(
         self,
         network: nn.Module,
-        features: Tensor,
+        query: EncodedQuery,
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
         chunks: Tensor,
         num_chunks: int,
-        spacing_mm: float,
-    ) -> tuple[Tensor, Tensor, list[tuple[EncodedSupport, Tensor]]]:
+    ) -> tuple[Tensor, Tensor, list[tuple[EncodedSupport, Tensor, int]]]:
         """Match each label alone within its known extent.
 
         Returns:
             Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, and for each scan the
-            slices ``(D, n * K)`` that answer.
+            slices ``(D, n * K)`` that answer, and the query's turn.
         """
+        features = query.features()
         out = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
         answering = []
         for scan in encoded:
+            turn = self._place(query, scan).turn if self.turns else 0
+            turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
             for row, value in enumerate(values):
                 given = (chunks[row] >= 0).nonzero()[:, 0]
                 if value not in scan.values or not len(given):
                     continue
                 view = scan.as_published(value, num_chunks, partial(self._fill, network))
-                placement = self._place_in_extent(features, view, chunks[row], num_chunks, spacing_mm)
-                scores, _ = match_slices(network, features[given], view, [value], placement, self.slice_batch_size)
+                placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
+                scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
+                scores = turn_back(scores, turn)
                 out[given, row] += scores[:, 1] - scores[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
-            answering.append((scan, asked.flatten(1)))
+            answering.append((scan, asked.flatten(1), turn))
         return out / weight.clamp(min=1)[..., None, None], weight > 0, answering
 
     def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
@@ -424,37 +466,42 @@ class FewShotInferer(Inferer):
         return Placement(chosen, places, 0.0, positions)
 
     @torch.no_grad()
-    def measure_similarity(self, features: Tensor, answering: Sequence[tuple[EncodedSupport, Tensor]]) -> Tensor:
+    def measure_similarity(
+        self, query: EncodedQuery, answering: Sequence[tuple[EncodedSupport, Tensor, int]]
+    ) -> Tensor:
         """How similar the most similar support cell is to each query cell, whatever its label.
 
         Where it is low, the support has nothing like the query, and what the network says there is a guess.
 
         Args:
-            features: ``(D, channels, h, w)`` of the query.
-            answering: each scan with its slices ``(D, K)`` that answer for the query's; -1 for none.
+            query: the query.
+            answering: each scan with its slices ``(D, K)`` that answer for the query's, -1 for none, and the query's
+                turn.
 
         Returns:
             ``(D, h, w)``: the largest cosine, 0 if that is negative or no slice answers.
         """
-        best = features.new_zeros(len(features), features[0, 0].numel())
-        for scan, chosen in answering:
+        upright = query.features()
+        best = upright.new_zeros(len(upright), 1, *upright.shape[-2:])
+        for scan, chosen, turn in answering:
             cells = normalize(scan.features, 1).flatten(2)  # (Ds, channels, h * w)
-            for part in torch.arange(len(features)).split(self.slice_batch_size):
-                queries = normalize(features[part], 1).flatten(2).transpose(1, 2)
-                for index in chosen[part].to(features.device).unbind(dim=1):
-                    cosine = torch.bmm(queries, cells[index.clamp(min=0)]).amax(dim=2)
-                    best[part] = torch.where(index[:, None] >= 0, best[part].maximum(cosine), best[part])
-        return best.clamp(max=1).reshape(len(features), *features.shape[-2:])
+            for part in torch.arange(len(upright)).split(self.slice_batch_size):
+                turned = normalize(query.features(turn)[part], 1)
+                cosines = turned.new_zeros(len(part), 1, *turned.shape[-2:]).flatten(2)
+                for index in chosen[part].to(turned.device).unbind(dim=1):
+                    found = torch.bmm(turned.flatten(2).transpose(1, 2), cells[index.clamp(min=0)]).amax(dim=2)
+                    cosines = torch.where(index[:, None, None] >= 0, cosines.maximum(found[:, None]), cosines)
+                best[part] = best[part].maximum(turn_back(cosines.reshape(len(part), 1, *turned.shape[-2:]), turn))
+        return best[:, 0].clamp(max=1)
 
     @torch.no_grad()
     def measure_agreement(
         self,
         network: nn.Module,
-        features: Tensor,
+        query: EncodedQuery,
         placed: Sequence[tuple[EncodedSupport, Placement]],
         values: Sequence[int],
         scores: Tensor,
-        spacing_mm: float,
     ) -> Tensor:
         """How well the prediction, as a support itself, gives the support's labels back: an estimate without truth.
 
@@ -464,11 +511,10 @@ class FewShotInferer(Inferer):
 
         Args:
             network: the network that matches.
-            features: ``(D, channels, h, w)`` of the query.
+            query: the query.
             placed: the support scans and where the query lies on them.
             values: the ``n`` labels.
             scores: scores ``(D, 1 + n, h, w)`` of the prediction.
-            spacing_mm: distance of the query's slices.
 
         Returns:
             Dice of each label ``(n,)`` on the feature grid, of the best scan that shows it; 0 if none does.
@@ -476,10 +522,11 @@ class FewShotInferer(Inferer):
         Reference: reverse classification accuracy, Valindria et al., IEEE TMI 36(8), 2017,
         https://doi.org/10.1109/TMI.2017.2665165.
         """
-        predicted = EncodedSupport.from_prediction(features, spacing_mm, values, scores)
-        best = features.new_zeros(len(values))
+        best = scores.new_zeros(len(values))
         for scan, placement in placed:
-            line = invert_line(placement.positions, len(scan.features), spacing_mm / scan.spacing_mm)
+            features, turned = query.features(placement.turn), scores.rot90(placement.turn, (2, 3))
+            predicted = EncodedSupport.from_prediction(features, query.spacing_mm, values, turned)
+            line = invert_line(placement.positions, len(scan.features), query.spacing_mm / scan.spacing_mm)
             back = self._place_on_line(scan.features, predicted, line, scan.spacing_mm)
             own = scan.slices[back.chosen[scan.slices, 0] >= 0]
             if not len(own):

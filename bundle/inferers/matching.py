@@ -122,7 +122,8 @@ def match_itself(
     depth, grid = len(features), features.shape[-2:]
     sure = margins(scores) > confident_margin if compete else scores > confident_margin
     sure_background = None if compete else scores < -confident_margin
-    neighbors = torch.arange(depth, device=features.device)[:, None] + torch.arange(-reach, reach + 1, device=features.device)
+    steps = torch.arange(-reach, reach + 1, device=features.device)
+    neighbors = torch.arange(depth, device=features.device)[:, None] + steps
     inside = (neighbors >= 0) & (neighbors < depth)
     out = scores.clone()
     rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]

@@ -27,6 +27,41 @@ def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
     return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
 
 
+def find_remnants(scores: Tensor, usual: Sequence[float], share: float, margin: float) -> Tensor:
+    """Labels that lie at an end of a scan, are small there and unsure.
+
+    A scan may cut a structure off, or not show it, and another one beside its end be taken for it.
+
+    Args:
+        scores: competing scores ``(D, 1 + n, H, W)``, the background first.
+        usual: how much of a scan of the same spacing each of the ``n`` labels usually takes, in slices' areas.
+        share: what is less than this share of it is small.
+        margin: what wins by less on average is unsure.
+
+    Returns:
+        ``(n,)`` booleans.
+    """
+    winner = scores.argmax(dim=1)
+    found = torch.zeros(len(usual), dtype=torch.bool, device=scores.device)
+    for row, volume in enumerate(usual):
+        won = winner == row + 1
+        if (won[0].any() or won[-1].any()) and won.sum() / winner[0].numel() < share * volume:
+            found[row] = margins(scores)[:, row + 1][won].mean() < margin
+    return found
+
+
+def leave_out(scores: Tensor, kept: Tensor) -> Tensor:
+    """Take labels out of competing scores ``(D, 1 + n, h, w)``, those not ``kept`` ``(n,)``.
+
+    What looked like one of them is background, and no other label either.
+    """
+    kept = F.pad(kept, (1, 0), value=True)
+    won, winner = scores.max(dim=1)
+    scores = smooth_slices(scores, kept.expand(len(scores), -1), 0.0)
+    scores[:, 0] = torch.where(kept[winner], scores[:, 0], won)
+    return scores
+
+
 def margins(scores: Tensor) -> Tensor:
     """Score of each class less the best of the others: ``(D, n, h, w)``, positive where the class wins.
 

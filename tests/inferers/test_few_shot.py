@@ -315,6 +315,78 @@ def test_two_threads_give_the_answers_of_each_alone(files):
         torch.testing.assert_close(results[index], expected, atol=0, rtol=0)
 
 
+def turning(**arguments):
+    """What an inferer needs to try all turns of a query, whatever its fit."""
+    return {"locator": CellLocator(reach=0, pooling=1), "turns": (1, 2, 3), "turn_below": 2.0, **arguments}
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+def test_a_query_that_is_turned_in_the_plane_is_found_and_comes_back_turned(turn):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    inferer = given(scan, num_slices=1, keep_similarity=True, **turning())
+    _, upright = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    label_map, turned = segment(inferer, CountingNetwork(), query_of(noise(0).rot90(turn, (1, 2))))
+    for key in ("support_fit", "agreement"):
+        torch.testing.assert_close(turned.meta[key], upright.meta[key], atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned.meta["similarity"], upright.meta["similarity"].rot90(turn, (1, 2)))
+    assert (label_map == squares().rot90(turn, (0, 1))).float().mean() > 0.98
+    scores = turned.as_subclass(torch.Tensor).rot90(-turn, (2, 3))
+    torch.testing.assert_close(scores, upright.as_subclass(torch.Tensor), atol=1e-3, rtol=1e-4)
+
+
+def test_each_support_scan_has_its_own_turn():
+    label = squares()
+    scans = [
+        SupportScan(noise(0), torch.where(label == 1, 1, 0), 7.0, "a", {1: 1}),
+        SupportScan(noise(0).rot90(1, (1, 2)), torch.where(label == 3, 3, 0).rot90(1, (0, 1)), 7.0, "b", {3: 3}),
+    ]
+    found, _ = segment(given(*scans, num_slices=1, **turning()), CountingNetwork(), query_of(noise(0)))
+    assert (found == label).float().mean() > 0.98
+
+
+def test_a_turned_query_is_found_within_known_extents_too():
+    image, label = noise(0).rot90(1, (1, 2)), squares().rot90(1, (0, 1))
+    rows = [query_chunks((label == value).flatten(0, 1).any(dim=0).numpy(), 3) for value in (1, 3)]
+    meta = {"chunks": torch.as_tensor(np.stack(rows)), "num_chunks": 3}
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    inferer = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, **turning())
+    scores = inferer(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
+    truth = torch.stack([label == 1, label == 3])
+    extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
+    assert ((scores > 0) == truth)[extent].float().mean() > 0.9
+    still = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, **turning(turns=()))
+    scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
+    assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
+
+
+def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    for arguments, encoded in (
+        ({"turn_below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
+        ({"turn_slices": 5}, 2 * DEPTH + 3 * 5),
+        ({"turn_slices": 5, "turns": (2,)}, 2 * DEPTH + 5),
+        ({"turns": ()}, 2 * DEPTH),
+    ):
+        network = CountingNetwork()
+        segment(given(scan, num_slices=1, **turning(**arguments)), network, query_of(noise(0)))
+        assert network.encoded == encoded
+
+
+def test_a_turn_must_fit_better_by_the_margin():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    query = query_of(noise(0).rot90(1, (1, 2)))
+    found, _ = segment(given(scan, num_slices=1, **turning(turn_margin=2.0)), CountingNetwork(), query)
+    assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95
+
+
+def test_a_frame_that_is_not_square_is_turned_upside_down_alone():
+    scan = SupportScan(noise(0)[:, 8:56], squares()[8:56], 7.0, "a")
+    inferer = given(scan, num_slices=1, **turning())
+    query = query_of(noise(0)[:, 8:56].rot90(2, (1, 2)))
+    found, _ = segment(inferer, CountingNetwork(), query)
+    assert (found == squares()[8:56].rot90(2, (0, 1))).float().mean() > 0.98
+
+
 def similarity_of(inferer, query, network=None):
     """Similarity (h, w, D) that the inferer keeps."""
     with torch.no_grad():
@@ -461,3 +533,14 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
     assert (found[18:22, 26:30, 2:7] == 0).all()
     assert ((found == 1) == (kept == 1)).float().mean() > 0.995
     assert (scores[0, 2] < -1e3).all()
+
+
+def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    unsure, sure = (given(scan, num_slices=1, remnant_share=0.3, remnant_margin=margin) for margin in (1e6, 0.0))
+    cut = query_of(noise(0)[..., :3])  # one of the five slices of organ 1
+    assert (segment(sure, CountingNetwork(), cut)[0] == 1).any()
+    assert not (segment(unsure, CountingNetwork(), cut)[0] == 1).any()
+    whole = query_of(noise(0)[..., :7])  # all of organ 1, and half of organ 3
+    for inferer in (sure, unsure):
+        assert set(segment(inferer, CountingNetwork(), whole)[0].unique().tolist()) == {0, 1, 3}

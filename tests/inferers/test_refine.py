@@ -6,7 +6,7 @@ import torch
 from bundle.data.support import SupportScan
 from bundle.inferers import FewShotInferer
 from bundle.inferers.encoded import label_widths
-from bundle.inferers.refine import ABSENT, upsample_scores
+from bundle.inferers.refine import ABSENT, find_remnants, leave_out, upsample_scores
 
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
@@ -85,3 +85,33 @@ def test_windows_follow_the_labels_of_all_supports():
     inferer.guided_radius_px = 3
     assert inferer._guided_radii(inferer.encode_support(network), [1, 3, 7], None) == [3, 3, 0]
     assert inferer(query_of(noise(0)), network).shape == (1, 3, 64, 64, 10)
+
+
+def scores_of(winner, margin):
+    """Scores (D, 3, 8, 8) by which the classes of a label map (D, 8, 8) win by so much."""
+    return margin * torch.nn.functional.one_hot(winner, 3).movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_remnant_is_small_unsure_and_at_an_end(end):
+    winner = torch.zeros(5, 8, 8, dtype=torch.int64)
+    winner[end, :4, :4] = 2  # a quarter of a slice
+    winner[2, 4:, 4:] = 1  # not at an end
+    find = lambda **given: find_remnants(  # noqa: E731
+        **{"scores": scores_of(winner, 0.5), "usual": [2.0, 2.0], "share": 0.2, "margin": 0.8, **given}
+    ).tolist()
+    assert find() == [False, True]
+    assert find(share=0.1) == [False, False]  # not small
+    assert find(usual=[2.0, 1.0]) == [False, False]  # small structures are as large as this
+    assert find(margin=0.4) == [False, False]  # sure enough
+    assert find(share=0.0) == [False, False]  # switched off
+
+
+def test_what_is_left_out_becomes_background_and_no_other_label():
+    winner = torch.zeros(3, 8, 8, dtype=torch.int64)
+    winner[:, :4], winner[:, 4:, 4:] = 1, 2
+    scores = scores_of(winner, 1.0)
+    scores[:, 2] -= 0.5  # the second best of the first label's places is the background or the second label
+    left = leave_out(scores, torch.tensor([False, True]))
+    assert torch.equal(left.argmax(dim=1), torch.where(winner == 1, 0, winner))
+    assert torch.equal(leave_out(scores, torch.tensor([True, True])), scores)

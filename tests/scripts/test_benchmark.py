@@ -43,13 +43,15 @@ def test_transfer_trains_without_the_tested_set_and_evaluates_on_it(calls, folde
     out = tmp_path / "runs"
     table = benchmark.transfer(folders, str(out), tested=["b"], folds=[0, 1], num_folds=2, overrides={"max_epochs": 7})
     (train, training), *evaluations = calls
-    assert train == ["configs/train.json"] and training["max_epochs"] == 7
+    assert train == ["configs/train.json"]
+    assert training["max_epochs"] == 7
     assert [Path(item["image"]).name[0] for item in training["images"]] == list("aaaccc")
     assert [(e["dataset_dir"], e["fold"], e["protocol"]) for _, e in evaluations] == [
         (folders[1], fold, "volume") for fold in (0, 1)
     ]
     assert {e["ckpt_path"] for _, e in evaluations} == {str(Path(training["ckpt_dir"]) / "model_final.pt")}
-    assert "Trained without b." in table and "| **mean ± sd** | | **50.50 ± 0.71** | **50.50 ± 0.71** |" in table
+    assert "Trained without b." in table
+    assert "| **mean ± sd** | | **50.50 ± 0.71** | **50.50 ± 0.71** |" in table
     assert (out / "transfer_volume.md").read_text() == table + "\n"
     benchmark.transfer(folders, str(out), tested=["b"], folds=[0, 1], num_folds=2)
     assert len(calls) == 3  # what is finished is not repeated
@@ -74,6 +76,9 @@ def test_only_ids_of_the_configs_are_passed_on(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **_: commands.append(command) or Done())
     configs = ["configs/inference.json", "configs/evaluate.json"]
     benchmark._bundle_run(configs, {"fold": 1, "max_epochs": 3, "locator#reach": 2}, tmp_path / "a" / "run.log", 1)
-    assert "--fold" in commands[0] and "--locator#reach" in commands[0] and "--max_epochs" not in commands[0]
+    assert "--fold" in commands[0]
+    assert "--locator#reach" in commands[0]
+    assert "--max_epochs" not in commands[0]
     known = ConfigParser.load_config_files([str(benchmark.ROOT / name) for name in configs])
-    assert "fold" in known and "max_epochs" not in known
+    assert "fold" in known
+    assert "max_epochs" not in known
