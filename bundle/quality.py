@@ -27,7 +27,8 @@ def describe_quality(
         warn_fit_below: ``support_fit`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"support_fit": …, "agreement": {name: …}, "warning": text}``, without what was not measured or is fine.
+        ``{"support_fit": …, "turned_degrees": …, "agreement": {name: …}, "warning": text}``, without what was not
+        measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -37,6 +38,10 @@ def describe_quality(
             warnings.append(
                 f"the support looks unlike this scan, fit {found['support_fit']:.2f} below {warn_fit_below}"
             )
+    turn = int(torch.as_tensor(prediction.meta.get("support_turn", 0)).flatten()[0])
+    if turn:
+        found["turned_degrees"] = 90 * turn
+        warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
     if prediction.meta.get("agreement") is not None:
         values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
         numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()

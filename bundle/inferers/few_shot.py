@@ -56,7 +56,8 @@ class FewShotInferer(Inferer):
     tried in the ``turns``, and matched to this scan as it fits best.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
-    default also ``support_fit``, see :class:`Placement`, and ``agreement``, see :meth:`measure_agreement`.
+    default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
+    ``agreement``, see :meth:`measure_agreement`.
 
     Args:
         support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
@@ -213,7 +214,8 @@ class FewShotInferer(Inferer):
             placed = [(scan, self._place(query, scan)) for scan in encoded]
             scores, possible = self._match_scans(network, query, placed, values)
             answering = [(scan, placement.chosen, placement.turn) for scan, placement in placed]
-            meta["support_fit"] = torch.tensor([max(placement.fit for _, placement in placed)])
+            best = max((placement for _, placement in placed), key=lambda placement: placement.fit)
+            meta["support_fit"], meta["support_turn"] = torch.tensor([best.fit]), torch.tensor([best.turn])
         if self.keep_similarity:
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
             meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()

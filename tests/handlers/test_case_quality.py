@@ -8,6 +8,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from bundle.handlers import CaseQuality
+from bundle.quality import describe_quality
 
 META = {"filename_or_obj": "scans/case_7.nii.gz"}
 NAMES = {1: "liver", 2: "spleen"}
@@ -66,3 +67,10 @@ def test_a_support_of_another_body_part_is_warned_of_before_its_labels(tmp_path,
     assert "warning" in json.loads(
         CaseQuality(tmp_path, NAMES).write({"pred": prediction(support_fit=0.1)}).read_text()
     )
+
+
+@pytest.mark.parametrize(("turn", "degrees"), [(0, None), (1, 90), (3, 270)])
+def test_a_turned_scan_is_named(tmp_path, turn, degrees):
+    found = describe_quality(prediction(support_turn=torch.tensor([turn])), {}, 0.3, 0.5)
+    assert found.get("turned_degrees") == degrees
+    assert ("warning" in found) == (f"turned by {degrees} degrees" in found.get("warning", "")) == (turn > 0)
