@@ -191,20 +191,15 @@ class EncodedQuery:
         self.encode = encode
         self._known: dict[int, Tensor] = {}
 
-    @property
-    def square(self) -> bool:
-        """Whether a quarter turn leaves the shape as it is."""
-        return self.volume.shape[-2] == self.volume.shape[-1]
+    def features(self, turn: int = 0) -> Tensor:
+        """Features ``(D, channels, h, w)`` after so many quarter turns; computed once."""
+        if turn not in self._known:
+            self._known[turn] = self.encode(self.volume.rot90(turn, (2, 3)) if turn else self.volume)
+        return self._known[turn]
 
-    def features(self, turn: int = 0, step: int = 1) -> Tensor:
-        """Features ``(D, channels, h, w)`` after so many quarter turns, of every ``step``-th slice."""
-        if turn in self._known:
-            return self._known[turn][::step]
-        slices = self.volume[::step]
-        features = self.encode(slices.rot90(turn, (2, 3)) if turn else slices)
-        if step == 1:
-            self._known[turn] = features
-        return features
+    def part(self, turn: int, step: int) -> EncodedQuery:
+        """Every ``step``-th slice, turned, as a query itself."""
+        return EncodedQuery(self.volume[::step].rot90(turn, (2, 3)), self.spacing_mm * step, self.encode)
 
 
 def turn_back(scores: Tensor, turn: int) -> Tensor:

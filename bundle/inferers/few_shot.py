@@ -53,7 +53,7 @@ class FewShotInferer(Inferer):
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
     Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
-    tried in the ``turns``, and matched to this scan as it fits best.
+    tried in the ``turns``, and matched to this scan as it fits and agrees best.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
@@ -73,7 +73,7 @@ class FewShotInferer(Inferer):
         turns: quarter turns in the plane that are tried where a query fits a scan badly; none for none. They need a
             locator, odd ones a square frame too.
         turn_below: fit below which they are tried.
-        turn_margin: by how much a turned query must fit better.
+        turn_margin: by how much the sum of fit and mean agreement of a turned query must be better.
         turn_slices: slices of the query, evenly spread, that are tried.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
@@ -211,7 +211,7 @@ class FewShotInferer(Inferer):
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
             scores, possible, answering = self._match_extents(network, query, encoded, values, chunks, num_chunks)
         else:
-            placed = [(scan, self._place(query, scan)) for scan in encoded]
+            placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
             scores, possible = self._match_scans(network, query, placed, values)
             answering = [(scan, placement.chosen, placement.turn) for scan, placement in placed]
             best = max((placement for _, placement in placed), key=lambda placement: placement.fit)
@@ -315,21 +315,44 @@ class FewShotInferer(Inferer):
         with torch.no_grad():
             return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
-    def _place(self, query: EncodedQuery, scan: EncodedSupport) -> Placement:
-        """Where the query lies on a support scan, turned in the plane if it fits better so."""
+    def _place(
+        self, network: nn.Module, query: EncodedQuery, scan: EncodedSupport, views: Sequence[EncodedSupport]
+    ) -> Placement:
+        """Where the query lies on a support scan, turned in the plane if it fits and agrees better so.
+
+        Args:
+            network: the network that matches.
+            query: the query.
+            scan: the support scan.
+            views: the scan as it is annotated, by whose labels the agreement is measured.
+        """
         upright = self._place_turned(query.features(), scan, query.spacing_mm)
         if not self.turns or upright.fit >= self.turn_below:
             return upright
+        height, width = query.volume.shape[-2:]
         step = math.ceil(len(query.volume) / self.turn_slices)
-        fits = {}
-        for turn in {0, *(turn % 4 for turn in self.turns)}:
-            if turn % 2 == 0 or query.square:
-                fits[turn] = self._place_turned(query.features(turn, step), scan, query.spacing_mm * step).fit
-        fits[0] += self.turn_margin
-        turn = max(fits, key=lambda turn: fits[turn])
+        ratings = {}
+        for turn in sorted({0, *(turn % 4 for turn in self.turns)}):
+            if turn % 2 and height != width:
+                continue
+            part = query.part(turn, step)
+            placement = self._place_turned(part.features(), scan, part.spacing_mm)
+            agreement = [self._rate(network, part, view, placement) for view in views]
+            ratings[turn] = placement.fit + sum(agreement) / max(len(agreement), 1)
+        ratings[0] += self.turn_margin
+        turn = max(ratings, key=lambda turn: ratings[turn])
         if turn == 0:
             return upright
         return self._place_turned(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
+
+    def _rate(self, network: nn.Module, query: EncodedQuery, view: EncodedSupport, placement: Placement) -> float:
+        """Mean agreement of the labels of a scan with a query that lies so on it."""
+        placement = placement._replace(
+            chosen=nearest_slices(placement.positions, view.answering, self.num_slices), turn=0
+        )
+        scores, possible = self._match_scans(network, query, [(view, placement)], view.values)
+        scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
+        return float(self.measure_agreement(network, query, [(view, placement)], view.values, scores).mean())
 
     def _place_turned(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
         """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best."""
@@ -421,14 +444,16 @@ class FewShotInferer(Inferer):
         weight = features.new_zeros(len(features), len(values))
         answering = []
         for scan in encoded:
-            turn = self._place(query, scan).turn if self.turns else 0
+            fill = partial(self._fill, network)
+            views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
+            turn = self._place(network, query, scan, [*views.values()]).turn if self.turns else 0
             turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
             for row, value in enumerate(values):
                 given = (chunks[row] >= 0).nonzero()[:, 0]
-                if value not in scan.values or not len(given):
+                if value not in views or not len(given):
                     continue
-                view = scan.as_published(value, num_chunks, partial(self._fill, network))
+                view = views[value]
                 placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
                 scores = turn_back(scores, turn)

@@ -363,8 +363,8 @@ def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     for arguments, encoded in (
         ({"turn_below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
-        ({"turn_slices": 5}, 2 * DEPTH + 3 * 5),
-        ({"turn_slices": 5, "turns": (2,)}, 2 * DEPTH + 5),
+        ({"turn_slices": 5}, 2 * DEPTH + 4 * 5),
+        ({"turn_slices": 5, "turns": (2,)}, 2 * DEPTH + 2 * 5),
         ({"turns": ()}, 2 * DEPTH),
     ):
         network = CountingNetwork()
