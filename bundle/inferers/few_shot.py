@@ -87,6 +87,8 @@ class FewShotInferer(Inferer):
         fewest_cells: a class that is confident in fewer cells of these slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
+        fill_doubt: scores of a support whose slices are nearly all filled in are divided by one more than this, so that
+            its answers count as less sure; of one that is annotated throughout they stay as they are.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
@@ -126,6 +128,7 @@ class FewShotInferer(Inferer):
         confident_margin: float = 1.0,
         fewest_cells: int = 3,
         fill_slices: bool = False,
+        fill_doubt: float = 0.0,
         guided_radius_px: int = 0,
         guided_epsilon: float = 0.02,
         guided_share: float = 0.4,
@@ -157,6 +160,7 @@ class FewShotInferer(Inferer):
         self.confident_margin = confident_margin
         self.fewest_cells = fewest_cells
         self.fill_slices = fill_slices
+        self.fill_doubt = fill_doubt
         self.guided_radius_px = guided_radius_px
         self.guided_epsilon = guided_epsilon
         self.guided_share = guided_share
@@ -251,6 +255,8 @@ class FewShotInferer(Inferer):
             volumes = [[volume for scan in encoded if (volume := scan.volume(value)) > 0] for value in values]
             usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
             scores = leave_out(scores, ~find_remnants(scores, usual, self.remnant_share, self.remnant_margin))
+            filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
+            scores = scores / (1 + self.fill_doubt * sum(filled) / len(filled))
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))

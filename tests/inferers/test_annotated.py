@@ -122,3 +122,19 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))
     found = scores[0][0, 0].as_subclass(torch.Tensor) > 0
     assert (found == (label == 1)).float().mean() > 0.98
+
+
+def test_answers_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
+    sparse = torch.zeros_like(squares())
+    sparse[..., 3::4] = squares()[..., 3::4]
+
+    def scores(label, **arguments):
+        inferer = FewShotInferer(num_slices=1, fill_slices=True, **arguments)
+        inferer.set_support([SupportScan(noise(0), label, 7.0, "a")])
+        return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
+
+    assert torch.equal(scores(squares()), scores(squares(), fill_doubt=0.5))  # annotated throughout
+    plain, doubted = scores(sparse), scores(sparse, fill_doubt=0.5)
+    ratio = (plain / doubted)[plain != 0]
+    assert 1.2 < float(ratio.min()) <= float(ratio.max()) < 1.5
+    assert float(ratio.max() - ratio.min()) < 1e-4
