@@ -72,6 +72,11 @@ def flip(pair: Pair, header: bool) -> Pair:
     return _each(pair, lambda scan: _on_grid(scan.as_subclass(torch.Tensor).flip(-1), scan.affine @ step))
 
 
+def turn(pair: Pair) -> Pair:
+    """Turn the slices by 90 degrees without the header's knowledge."""
+    return _each(pair, lambda scan: _on_grid(scan.as_subclass(torch.Tensor).rot90(1, (1, 2)), scan.affine))
+
+
 def resample(pair: Pair, in_plane: float = 0.8, through_plane: float = 1.5) -> Pair:
     """Multiply the spacing of voxels in the plane and across it."""
     spacing = affine_to_spacing(pair[0].affine, 3).tolist()
@@ -104,6 +109,7 @@ CONDITIONS = {
         Condition("upper half", change=lambda pair: crop(orient(pair), True)),
         Condition("lower half", change=lambda pair: crop(orient(pair), False)),
         Condition("slices reversed, header wrong", change=lambda pair: flip(orient(pair), False)),
+        Condition("turned 90 degrees, header wrong", change=lambda pair: turn(orient(pair))),
         Condition("slices reversed", change=lambda pair: flip(orient(pair), True)),
         Condition("resampled", change=lambda pair: resample(orient(pair))),
         Condition("RAS", change=lambda pair: orient(pair, "RAS")),

@@ -24,6 +24,7 @@ from scripts.volumes import (
     orient,
     resample,
     tilt,
+    turn,
     volumes,
 )
 
@@ -78,6 +79,9 @@ def test_a_wrong_header_stays():
     flipped = flip(pair, False)[0]
     np.testing.assert_allclose(flipped.affine, pair[0].affine)
     np.testing.assert_array_equal(flipped.numpy(), pair[0].numpy()[..., ::-1])
+    turned = turn(pair)[1]
+    np.testing.assert_allclose(turned.affine, pair[1].affine)
+    np.testing.assert_array_equal(turned.numpy(), np.rot90(pair[1].numpy(), axes=(1, 2)))
 
 
 def test_resampling_multiplies_the_spacing():
