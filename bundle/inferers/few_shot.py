@@ -53,7 +53,7 @@ class FewShotInferer(Inferer):
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
     Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
-    tried in the ``turns``, and matched to this scan as it fits and agrees best.
+    tried in the ``turns``, and matched to this scan as it fits best.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
@@ -73,7 +73,7 @@ class FewShotInferer(Inferer):
         turns: quarter turns in the plane that are tried where a query fits a scan badly; none for none. They need a
             locator, odd ones a square frame too.
         turn_below: fit below which they are tried.
-        turn_margin: by how much the sum of fit and mean agreement of a turned query must be better.
+        turn_doubt: positions that fit worse than the best by less are told apart by their agreement as well.
         turn_slices: slices of the query, evenly spread, that are tried.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
@@ -116,8 +116,8 @@ class FewShotInferer(Inferer):
         alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
         turns: Sequence[int] = (),
-        turn_below: float = 0.5,
-        turn_margin: float = 0.01,
+        turn_below: float = 0.6,
+        turn_doubt: float = 0.06,
         turn_slices: int = 12,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
@@ -149,7 +149,7 @@ class FewShotInferer(Inferer):
         self.locator = locator
         self.turns = tuple(turns) if locator is not None else ()
         self.turn_below = turn_below
-        self.turn_margin = turn_margin
+        self.turn_doubt = turn_doubt
         self.turn_slices = turn_slices
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
@@ -337,16 +337,17 @@ class FewShotInferer(Inferer):
             return upright
         height, width = query.volume.shape[-2:]
         step = math.ceil(len(query.volume) / self.turn_slices)
-        ratings = {}
-        for turn in sorted({0, *(turn % 4 for turn in self.turns)}):
-            if turn % 2 and height != width:
-                continue
-            part = query.part(turn, step)
-            placement = self._place_turned(part.features(), scan, part.spacing_mm)
-            agreement = [self._rate(network, part, view, placement) for view in views]
-            ratings[turn] = placement.fit + sum(agreement) / max(len(agreement), 1)
-        ratings[0] += self.turn_margin
-        turn = max(ratings, key=lambda turn: ratings[turn])
+        parts = {turn: query.part(turn, step) for turn in {0, *(turn % 4 for turn in self.turns)}}
+        if height != width:
+            parts = {turn: part for turn, part in parts.items() if turn % 2 == 0}
+        tried = {turn: self._place_turned(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
+        best = max(placement.fit for placement in tried.values())
+        ratings = {turn: p.fit for turn, p in tried.items() if p.fit >= best - self.turn_doubt}
+        if len(ratings) > 1:
+            for turn in ratings:
+                agreement = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
+                ratings[turn] += sum(agreement) / max(len(agreement), 1)
+        turn = max(sorted(ratings), key=lambda turn: ratings[turn])
         if turn == 0:
             return upright
         return self._place_turned(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)

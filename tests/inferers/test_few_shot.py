@@ -372,11 +372,24 @@ def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
         assert network.encoded == encoded
 
 
-def test_a_turn_must_fit_better_by_the_margin():
+def test_what_fits_nearly_as_well_is_told_apart_by_its_agreement(monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     query = query_of(noise(0).rot90(1, (1, 2)))
-    found, _ = segment(given(scan, num_slices=1, **turning(turn_margin=2.0)), CountingNetwork(), query)
-    assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95
+    asked = []
+    rate = FewShotInferer._rate
+
+    def agreement(inferer, *arguments):
+        asked.append(rate(inferer, *arguments))
+        return asked[-1]
+
+    monkeypatch.setattr(FewShotInferer, "_rate", agreement)
+    for doubt, number in ((0.06, 0), (2.0, 4)):
+        asked.clear()
+        found, _ = segment(given(scan, num_slices=1, **turning(turn_doubt=doubt)), CountingNetwork(), query)
+        assert (found == squares().rot90(1, (0, 1))).float().mean() > 0.98
+        assert len(asked) == number
+    assert sorted(asked)[-1] > 0.95
+    assert sorted(asked)[-2] < 0.5
 
 
 def test_a_frame_that_is_not_square_is_turned_upside_down_alone():
