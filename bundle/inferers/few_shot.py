@@ -340,7 +340,7 @@ class FewShotInferer(Inferer):
         parts = {turn: query.part(turn, step) for turn in {0, *(turn % 4 for turn in self.turns)}}
         if height != width:
             parts = {turn: part for turn, part in parts.items() if turn % 2 == 0}
-        tried = {turn: self._place_turned(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
+        tried = {turn: self._place_turned(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
         best = max(placement.fit for placement in tried.values())
         ratings = {turn: p.fit for turn, p in tried.items() if p.fit >= best - self.turn_doubt}
         if len(ratings) > 1:
@@ -361,15 +361,24 @@ class FewShotInferer(Inferer):
         scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
         return float(self.measure_agreement(network, query, [(view, placement)], view.values, scores).mean())
 
-    def _place_turned(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
-        """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best."""
+    def _place_turned(
+        self, features: Tensor, scan: EncodedSupport, spacing_mm: float, num_lines: int | None = None
+    ) -> Placement:
+        """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best.
+
+        Args:
+            features: ``(D, channels, h, w)``.
+            scan: the support scan.
+            spacing_mm: distance of the slices.
+            num_lines: how many of the likeliest lines are tried, ``None`` for all.
+        """
         description = describe_slices(features, self.description_cells)
         lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
         if self.locator is None:
             positions, fit = lines[0]
             return self._place_on_line(features, scan, positions, spacing_mm)._replace(fit=fit)
         found = []
-        for line, _ in lines:
+        for line, _ in lines[:num_lines]:
             placement = self._place_on_line(features, scan, line, spacing_mm)
             if placement.places is not None:
                 fit = located_similarity(features, scan.features, placement.places, scan.spacing_mm)
