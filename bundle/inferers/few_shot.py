@@ -73,7 +73,9 @@ class FewShotInferer(Inferer):
         turns: quarter turns in the plane that are tried where a query fits a scan badly; none for none. They need a
             locator, odd ones a square frame too.
         turn_below: fit below which they are tried.
-        turn_doubt: positions that fit worse than the best by less are told apart by their agreement as well.
+        turn_doubt: a turned query must fit better by this. If it fits better or worse by less, it stays as it is, or
+            with a fit below ``doubt_below`` the positions are told apart by their agreement as well.
+        doubt_below: see ``turn_doubt``.
         turn_slices: slices of the query, evenly spread, that are tried.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
@@ -118,6 +120,7 @@ class FewShotInferer(Inferer):
         turns: Sequence[int] = (),
         turn_below: float = 0.6,
         turn_doubt: float = 0.06,
+        doubt_below: float = 0.5,
         turn_slices: int = 12,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
@@ -150,6 +153,7 @@ class FewShotInferer(Inferer):
         self.turns = tuple(turns) if locator is not None else ()
         self.turn_below = turn_below
         self.turn_doubt = turn_doubt
+        self.doubt_below = doubt_below
         self.turn_slices = turn_slices
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
@@ -341,9 +345,12 @@ class FewShotInferer(Inferer):
         if height != width:
             parts = {turn: part for turn, part in parts.items() if turn % 2 == 0}
         tried = {turn: self._place_turned(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
-        best = max(placement.fit for placement in tried.values())
-        ratings = {turn: p.fit for turn, p in tried.items() if p.fit >= best - self.turn_doubt}
-        if len(ratings) > 1:
+        ratings = {turn: placement.fit for turn, placement in tried.items()}
+        best = max(ratings.values())
+        if best < ratings[0] + self.turn_doubt:
+            if upright.fit >= self.doubt_below:
+                return upright
+            ratings = {turn: fit for turn, fit in ratings.items() if fit > best - self.turn_doubt}
             for turn in ratings:
                 agreement = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
                 ratings[turn] += sum(agreement) / max(len(agreement), 1)

@@ -383,13 +383,16 @@ def test_what_fits_nearly_as_well_is_told_apart_by_its_agreement(monkeypatch):
         return asked[-1]
 
     monkeypatch.setattr(FewShotInferer, "_rate", agreement)
-    for doubt, number in ((0.06, 0), (2.0, 4)):
+    for doubt, below, number in ((0.06, 0.0, 0), (2.0, 2.0, 4)):
         asked.clear()
-        found, _ = segment(given(scan, num_slices=1, **turning(turn_doubt=doubt)), CountingNetwork(), query)
+        inferer = given(scan, num_slices=1, **turning(turn_doubt=doubt, doubt_below=below))
+        found, _ = segment(inferer, CountingNetwork(), query)
         assert (found == squares().rot90(1, (0, 1))).float().mean() > 0.98
         assert len(asked) == number
     assert sorted(asked)[-1] > 0.95
     assert sorted(asked)[-2] < 0.5
+    found, _ = segment(given(scan, num_slices=1, **turning(turn_doubt=2.0, doubt_below=0.0)), CountingNetwork(), query)
+    assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95  # in doubt, a query stays as it is
 
 
 def test_a_frame_that_is_not_square_is_turned_upside_down_alone():
