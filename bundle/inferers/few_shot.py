@@ -89,8 +89,8 @@ class FewShotInferer(Inferer):
         fewest_cells: a class that is confident in fewer cells of these slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
-        fill_doubt: scores of a support whose slices are nearly all filled in are divided by one more than this, so that
-            its answers count as less sure; of one that is annotated throughout they stay as they are.
+        fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one more
+            than this, so that it counts as less sure; of one that is annotated throughout they stay as they are.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
@@ -260,7 +260,8 @@ class FewShotInferer(Inferer):
             usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
             scores = leave_out(scores, ~find_remnants(scores, usual, self.remnant_share, self.remnant_margin))
             filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
-            scores = scores / (1 + self.fill_doubt * sum(filled) / len(filled))
+            doubt = 1 + self.fill_doubt * sum(filled) / len(filled)
+            scores = torch.where(scores.argmax(dim=1, keepdim=True) > 0, scores / doubt, scores)
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
