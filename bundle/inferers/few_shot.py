@@ -89,8 +89,8 @@ class FewShotInferer(Inferer):
         fewest_cells: a class that is confident in fewer cells of these slices is not refined.
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
-        fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one more
-            than this, so that it counts as less sure; of one that is annotated throughout they stay as they are.
+        fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one
+            more than this, so that it counts as less sure; of one that is annotated throughout they stay as they are.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
