@@ -117,12 +117,18 @@ class EncodedSupport:
         widths = self.widths[self.slices, self.values.index(value)]
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
-    def volume(self, value: int) -> float:
-        """Volume of a label in the slices that answer, as their share of the frame times mm along z; 0 for none."""
+    def volume(self, value: int, length_mm: float) -> float:
+        """Largest volume of a label that a stack of slices can show, as share of the frame times mm; 0 for none.
+
+        Args:
+            value: the label, in the slices that answer.
+            length_mm: height of the stack.
+        """
         if value not in self.values:
             return 0.0
-        shares = self.foreground[self.answering, self.values.index(value)]
-        return float(shares.sum()) / shares[0].numel() * self.spacing_mm
+        areas = self.foreground[self.answering, self.values.index(value)].mean(dim=(1, 2))
+        largest = areas.sort(descending=True).values[: max(1, round(length_mm / self.spacing_mm))]
+        return float(largest.sum()) * self.spacing_mm
 
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""

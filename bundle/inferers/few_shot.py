@@ -99,8 +99,8 @@ class FewShotInferer(Inferer):
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         remnant_share, remnant_margin: what is found at the first or last slice of a query may be the rest of a
             structure that the scan cuts off, or another one that is taken for it. A label there that is smaller than
-            this share of its volume on the support and wins by less than this margin on average is left out; 0 for
-            none.
+            this share of its volume on the support, of what as many slices can show, and wins by less than this margin
+            on average is left out; 0 for none.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -256,7 +256,8 @@ class FewShotInferer(Inferer):
             ]
         )
         if compete:
-            volumes = [[volume for scan in encoded if (volume := scan.volume(value)) > 0] for value in values]
+            length_mm = len(volume) * query.spacing_mm
+            volumes = [[found for scan in encoded if (found := scan.volume(value, length_mm)) > 0] for value in values]
             usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
             scores = leave_out(scores, ~find_remnants(scores, usual, self.remnant_share, self.remnant_margin))
             filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
@@ -337,7 +338,7 @@ class FewShotInferer(Inferer):
             scan: the support scan.
             views: the scan as it is annotated, by whose labels the agreement is measured.
         """
-        upright = self._place_turned(query.features(), scan, query.spacing_mm)
+        upright = self._place_features(query.features(), scan, query.spacing_mm)
         if not self.turns or upright.fit >= self.turn_below:
             return upright
         height, width = query.volume.shape[-2:]
@@ -345,7 +346,7 @@ class FewShotInferer(Inferer):
         parts = {turn: query.part(turn, step) for turn in {0, *(turn % 4 for turn in self.turns)}}
         if height != width:
             parts = {turn: part for turn, part in parts.items() if turn % 2 == 0}
-        tried = {turn: self._place_turned(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
+        tried = {turn: self._place_features(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
         ratings = {turn: placement.fit for turn, placement in tried.items()}
         best = max(ratings.values())
         if best < ratings[0] + self.turn_doubt:
@@ -358,7 +359,7 @@ class FewShotInferer(Inferer):
         turn = max(sorted(ratings), key=lambda turn: ratings[turn])
         if turn == 0:
             return upright
-        return self._place_turned(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
+        return self._place_features(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
 
     def _rate(self, network: nn.Module, query: EncodedQuery, view: EncodedSupport, placement: Placement) -> float:
         """Mean agreement of the labels of a scan with a query that lies so on it."""
@@ -369,7 +370,7 @@ class FewShotInferer(Inferer):
         scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
         return float(self.measure_agreement(network, query, [(view, placement)], view.values, scores).mean())
 
-    def _place_turned(
+    def _place_features(
         self, features: Tensor, scan: EncodedSupport, spacing_mm: float, num_lines: int | None = None
     ) -> Placement:
         """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best.
