@@ -26,9 +26,17 @@ from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
 from .encoded import EncodedQuery, EncodedSupport, Placement, turn_back
-from .location import CellLocator, align_scans, describe_slices, invert_line, located_similarity, nearest_slices
+from .location import (
+    CellLocator,
+    QuarterTurns,
+    align_scans,
+    describe_slices,
+    invert_line,
+    located_similarity,
+    nearest_slices,
+)
 from .matching import fill_slices, match_itself, match_slices
-from .refine import find_remnants, leave_out, smooth_slices, upsample_scores
+from .refine import Remnants, leave_out, smooth_slices, upsample_scores
 
 
 class FewShotInferer(Inferer):
@@ -53,7 +61,7 @@ class FewShotInferer(Inferer):
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
     Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
-    tried in the ``turns``, and matched to this scan as it fits best.
+    tried in quarter turns, and matched to this scan as it fits best.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
@@ -70,13 +78,8 @@ class FewShotInferer(Inferer):
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
             the one counts whose located cells are the most similar to the support's.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
-        turns: quarter turns in the plane that are tried where a query fits a scan badly; none for none. They need a
-            locator, odd ones a square frame too.
-        turn_below: fit below which they are tried.
-        turn_doubt: a turned query must fit better by this. If it fits better or worse by less, it stays as it is, or
-            with a fit below ``doubt_below`` the positions are told apart by their agreement as well.
-        doubt_below: see ``turn_doubt``.
-        turn_slices: slices of the query, evenly spread, that are tried.
+        turning: quarter turns in the plane that are tried where a query fits a scan badly; ``None`` for none. They
+            need a locator, odd ones a square frame too.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
@@ -97,10 +100,9 @@ class FewShotInferer(Inferer):
             ``guided_radius_px``.
         score_reach: scores beyond it are as certain as scores can be, for the guided filter.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
-        remnant_share, remnant_margin: what is found at the first or last slice of a query may be the rest of a
-            structure that the scan cuts off, or another one that is taken for it. A label there that is smaller than
-            this share of its volume on the support, of what as many slices can show, and wins by less than this margin
-            on average is left out; 0 for none.
+        remnants: what is found at the first or last slice of a query may be the rest of a structure that the scan cuts
+            off, or another one that is taken for it. A label there that is unsure and small beside its volume on the
+            support, of what as many slices can show, is left out; ``None`` for none.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -117,11 +119,7 @@ class FewShotInferer(Inferer):
         description_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
-        turns: Sequence[int] = (),
-        turn_below: float = 0.6,
-        turn_doubt: float = 0.06,
-        doubt_below: float = 0.5,
-        turn_slices: int = 12,
+        turning: QuarterTurns | None = None,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
@@ -137,8 +135,7 @@ class FewShotInferer(Inferer):
         guided_share: float = 0.4,
         score_reach: float = 2.0,
         min_agreement: float = 0.0,
-        remnant_share: float = 0.0,
-        remnant_margin: float = 0.0,
+        remnants: Remnants | None = None,
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
@@ -150,11 +147,7 @@ class FewShotInferer(Inferer):
         self.description_cells = description_cells
         self.alignment = dict(alignment or {})
         self.locator = locator
-        self.turns = tuple(turns) if locator is not None else ()
-        self.turn_below = turn_below
-        self.turn_doubt = turn_doubt
-        self.doubt_below = doubt_below
-        self.turn_slices = turn_slices
+        self.turning = turning if locator is not None else None
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
@@ -170,8 +163,7 @@ class FewShotInferer(Inferer):
         self.guided_share = guided_share
         self.score_reach = score_reach
         self.min_agreement = min_agreement
-        self.remnant_share = remnant_share
-        self.remnant_margin = remnant_margin
+        self.remnants = remnants
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
@@ -256,10 +248,11 @@ class FewShotInferer(Inferer):
             ]
         )
         if compete:
-            length_mm = len(volume) * query.spacing_mm
-            volumes = [[found for scan in encoded if (found := scan.volume(value, length_mm)) > 0] for value in values]
-            usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
-            scores = leave_out(scores, ~find_remnants(scores, usual, self.remnant_share, self.remnant_margin))
+            if self.remnants is not None:
+                length_mm = len(volume) * query.spacing_mm
+                volumes = [[v for scan in encoded if (v := scan.volume(value, length_mm)) > 0] for value in values]
+                usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
+                scores = leave_out(scores, ~self.remnants.find(scores, usual))
             filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
             doubt = 1 + self.fill_doubt * sum(filled) / len(filled)
             scores = torch.where(scores.argmax(dim=1, keepdim=True) > 0, scores / doubt, scores)
@@ -339,24 +332,19 @@ class FewShotInferer(Inferer):
             views: the scan as it is annotated, by whose labels the agreement is measured.
         """
         upright = self._place_features(query.features(), scan, query.spacing_mm)
-        if not self.turns or upright.fit >= self.turn_below:
+        if self.turning is None or upright.fit >= self.turning.below:
             return upright
         height, width = query.volume.shape[-2:]
-        step = math.ceil(len(query.volume) / self.turn_slices)
-        parts = {turn: query.part(turn, step) for turn in {0, *(turn % 4 for turn in self.turns)}}
-        if height != width:
-            parts = {turn: part for turn, part in parts.items() if turn % 2 == 0}
+        step = math.ceil(len(query.volume) / self.turning.num_slices)
+        turns = [0, *(turn for turn in self.turning.turns if height == width or turn % 2 == 0)]
+        parts = {turn: query.part(turn, step) for turn in turns}
         tried = {turn: self._place_features(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
-        ratings = {turn: placement.fit for turn, placement in tried.items()}
-        best = max(ratings.values())
-        if best < ratings[0] + self.turn_doubt:
-            if upright.fit >= self.doubt_below:
-                return upright
-            ratings = {turn: fit for turn, fit in ratings.items() if fit > best - self.turn_doubt}
-            for turn in ratings:
-                agreement = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
-                ratings[turn] += sum(agreement) / max(len(agreement), 1)
-        turn = max(sorted(ratings), key=lambda turn: ratings[turn])
+
+        def agreement(turn: int) -> float:
+            found = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
+            return sum(found) / max(len(found), 1)
+
+        turn = self.turning.choose(upright.fit, {turn: found.fit for turn, found in tried.items()}, agreement)
         if turn == 0:
             return upright
         return self._place_features(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
@@ -471,7 +459,7 @@ class FewShotInferer(Inferer):
         for scan in encoded:
             fill = partial(self._fill, network)
             views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
-            turn = self._place(network, query, scan, [*views.values()]).turn if self.turns else 0
+            turn = self._place(network, query, scan, [*views.values()]).turn if self.turning else 0
             turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
             for row, value in enumerate(values):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -225,6 +226,56 @@ class CellLocator:
         field = moved.reshape(len(query), 3, height, width)
         field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
         return _at_depth(grid_positions(size[0], size[1], query), depths).reshape(len(query), 3, *size) + field
+
+
+@dataclass(frozen=True)
+class QuarterTurns:
+    """When a query is tried in turns in the plane, and which of them is believed.
+
+    Args:
+        turns: quarter turns that are tried, out of 1, 2 and 3.
+        below: fit of the query as it is, below which they are tried.
+        doubt: a turned query must fit better by this. If it fits better or worse by less, it stays as it is, or with a
+            fit below ``doubt_below`` the positions are told apart by their agreement as well: the fit alone mistakes
+            one side of the heart for the other, the agreement alone turns what is symmetric.
+        doubt_below: see ``doubt``.
+        num_slices: slices of the query, evenly spread, that are tried.
+
+    Raises:
+        ValueError: for another turn, or no slices.
+    """
+
+    turns: Sequence[int] = (1, 2, 3)
+    below: float = 0.6
+    doubt: float = 0.06
+    doubt_below: float = 0.5
+    num_slices: int = 12
+
+    def __post_init__(self) -> None:
+        if not set(self.turns) <= {1, 2, 3} or self.num_slices < 1:
+            raise ValueError(
+                f"turns must be among 1, 2 and 3, and num_slices at least 1, got {list(self.turns)} and "
+                f"{self.num_slices}"
+            )
+
+    def choose(self, upright: float, fits: Mapping[int, float], agreement: Callable[[int], float]) -> int:
+        """The turn that is believed.
+
+        Args:
+            upright: fit of the whole query as it is.
+            fits: fit of the tried slices after each turn, 0 among them.
+            agreement: gives the agreement after a turn, in 0..1; asked for only in doubt.
+
+        Returns:
+            One of the turns, 0 for the query as it is.
+        """
+        best = max(fits.values())
+        ratings = dict(fits)
+        if best < fits[0] + self.doubt:
+            if upright >= self.doubt_below:
+                return 0
+            ratings = {turn: fit + agreement(turn) for turn, fit in fits.items() if fit > best - self.doubt}
+        return max(sorted(ratings), key=lambda turn: ratings[turn])
 
 
 def located_similarity(query: Tensor, support: Tensor, places: Tensor, support_spacing: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,27 +28,37 @@ def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
     return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
 
 
-def find_remnants(scores: Tensor, usual: Sequence[float], share: float, margin: float) -> Tensor:
+@dataclass(frozen=True)
+class Remnants:
     """Labels that lie at an end of a scan, are small there and unsure.
 
     A scan may cut a structure off, or not show it, and another one beside its end be taken for it.
 
     Args:
-        scores: competing scores ``(D, 1 + n, H, W)``, the background first.
-        usual: how much of a scan of the same spacing each of the ``n`` labels usually takes, in slices' areas.
-        share: what is less than this share of it is small.
+        share: what is less than this share of a label's usual volume is small.
         margin: what wins by less on average is unsure.
-
-    Returns:
-        ``(n,)`` booleans.
     """
-    winner = scores.argmax(dim=1)
-    found = torch.zeros(len(usual), dtype=torch.bool, device=scores.device)
-    for row, volume in enumerate(usual):
-        won = winner == row + 1
-        if (won[0].any() or won[-1].any()) and won.sum() / winner[0].numel() < share * volume:
-            found[row] = margins(scores)[:, row + 1][won].mean() < margin
-    return found
+
+    share: float = 0.15
+    margin: float = 1.33
+
+    def find(self, scores: Tensor, usual: Sequence[float]) -> Tensor:
+        """Find them.
+
+        Args:
+            scores: competing scores ``(D, 1 + n, H, W)``, the background first.
+            usual: how much of a scan of the same spacing each of the ``n`` labels usually takes, in slices' areas.
+
+        Returns:
+            ``(n,)`` booleans.
+        """
+        winner = scores.argmax(dim=1)
+        found = torch.zeros(len(usual), dtype=torch.bool, device=scores.device)
+        for row, volume in enumerate(usual):
+            won = winner == row + 1
+            if (won[0].any() or won[-1].any()) and won.sum() / winner[0].numel() < self.share * volume:
+                found[row] = margins(scores)[:, row + 1][won].mean() < self.margin
+        return found
 
 
 def leave_out(scores: Tensor, kept: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import CellLocator, FewShotInferer, few_shot
+from bundle.inferers import CellLocator, FewShotInferer, QuarterTurns, Remnants, few_shot
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
@@ -317,7 +317,7 @@ def test_two_threads_give_the_answers_of_each_alone(files):
 
 def turning(**arguments):
     """What an inferer needs to try all turns of a query, whatever its fit."""
-    return {"locator": CellLocator(reach=0, pooling=1), "turns": (1, 2, 3), "turn_below": 2.0, **arguments}
+    return {"locator": CellLocator(reach=0, pooling=1), "turning": QuarterTurns(**{"below": 2.0, **arguments})}
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
@@ -354,7 +354,7 @@ def test_a_turned_query_is_found_within_known_extents_too():
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, **turning(turns=()))
+    still = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, locator=inferer.locator)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -362,10 +362,9 @@ def test_a_turned_query_is_found_within_known_extents_too():
 def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     for arguments, encoded in (
-        ({"turn_below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
-        ({"turn_slices": 5}, 2 * DEPTH + 4 * 5),
-        ({"turn_slices": 5, "turns": (2,)}, 2 * DEPTH + 2 * 5),
-        ({"turns": ()}, 2 * DEPTH),
+        ({"below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
+        ({"num_slices": 5}, 2 * DEPTH + 4 * 5),
+        ({"num_slices": 5, "turns": (2,)}, 2 * DEPTH + 2 * 5),
     ):
         network = CountingNetwork()
         segment(given(scan, num_slices=1, **turning(**arguments)), network, query_of(noise(0)))
@@ -385,13 +384,13 @@ def test_what_fits_nearly_as_well_is_told_apart_by_its_agreement(monkeypatch):
     monkeypatch.setattr(FewShotInferer, "_rate", agreement)
     for doubt, below, number in ((0.06, 0.0, 0), (2.0, 2.0, 4)):
         asked.clear()
-        inferer = given(scan, num_slices=1, **turning(turn_doubt=doubt, doubt_below=below))
+        inferer = given(scan, num_slices=1, **turning(doubt=doubt, doubt_below=below))
         found, _ = segment(inferer, CountingNetwork(), query)
         assert (found == squares().rot90(1, (0, 1))).float().mean() > 0.98
         assert len(asked) == number
     assert sorted(asked)[-1] > 0.95
     assert sorted(asked)[-2] < 0.5
-    found, _ = segment(given(scan, num_slices=1, **turning(turn_doubt=2.0, doubt_below=0.0)), CountingNetwork(), query)
+    found, _ = segment(given(scan, num_slices=1, **turning(doubt=2.0, doubt_below=0.0)), CountingNetwork(), query)
     assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95  # in doubt, a query stays as it is
 
 
@@ -553,7 +552,7 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
 
 def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
-    unsure, sure = (given(scan, num_slices=1, remnant_share=0.4, remnant_margin=margin) for margin in (1e6, 0.0))
+    unsure, sure = (given(scan, num_slices=1, remnants=Remnants(0.4, margin)) for margin in (1e6, 0.0))
     cut = query_of(noise(0)[..., :3])  # one slice of organ 1, of which three could show
     assert (segment(sure, CountingNetwork(), cut)[0] == 1).any()
     assert not (segment(unsure, CountingNetwork(), cut)[0] == 1).any()

@@ -6,6 +6,7 @@ import torch
 
 from bundle.inferers.location import (
     CellLocator,
+    QuarterTurns,
     align_scans,
     describe_slices,
     invert_line,
@@ -202,3 +203,29 @@ def test_inverted_line_leads_back(slope, start):
 def test_single_slice_is_inverted_by_the_distances_and_a_flat_line_by_half_of_them():
     torch.testing.assert_close(invert_line(torch.tensor([4.0]), 6, 2.0), (torch.arange(6.0) - 4) / 2)
     torch.testing.assert_close(invert_line(torch.full((3,), 4.0), 6, 2.0), torch.arange(6.0) - 4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("upright", "fits", "chosen", "asked"),
+    [
+        (0.55, {0: 0.5, 1: 0.7, 2: 0.68}, 1, []),  # one fits clearly better than the query as it is
+        (0.55, {0: 0.5, 1: 0.55}, 0, []),  # in doubt, and it fits well enough
+        (0.45, {0: 0.4, 1: 0.45, 2: 0.41, 3: 0.2}, 2, [0, 1, 2]),  # in doubt: told apart by the agreement as well
+        (0.45, {0: 0.5, 1: 0.1}, 0, [0]),
+    ],
+)
+def test_a_turn_is_believed_if_it_fits_clearly_better_or_agrees(upright, fits, chosen, asked):
+    agreements, seen = {0: 0.2, 1: 0.3, 2: 0.6, 3: 1.0}, []
+
+    def agreement(turn):
+        seen.append(turn)
+        return agreements[turn]
+
+    assert QuarterTurns().choose(upright, fits, agreement) == chosen
+    assert seen == asked
+
+
+@pytest.mark.parametrize("arguments", [{"turns": [0, 1]}, {"turns": [4]}, {"num_slices": 0}])
+def test_other_turns_than_quarter_turns_are_refused(arguments):
+    with pytest.raises(ValueError, match="turns must be among 1, 2 and 3"):
+        QuarterTurns(**arguments)

@@ -6,7 +6,7 @@ import torch
 from bundle.data.support import SupportScan
 from bundle.inferers import FewShotInferer
 from bundle.inferers.encoded import label_widths
-from bundle.inferers.refine import ABSENT, find_remnants, leave_out, upsample_scores
+from bundle.inferers.refine import ABSENT, Remnants, leave_out, upsample_scores
 
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
@@ -97,14 +97,11 @@ def test_a_remnant_is_small_unsure_and_at_an_end(end):
     winner = torch.zeros(5, 8, 8, dtype=torch.int64)
     winner[end, :4, :4] = 2  # a quarter of a slice
     winner[2, 4:, 4:] = 1  # not at an end
-    find = lambda **given: find_remnants(  # noqa: E731
-        **{"scores": scores_of(winner, 0.5), "usual": [2.0, 2.0], "share": 0.2, "margin": 0.8, **given}
-    ).tolist()
-    assert find() == [False, True]
-    assert find(share=0.1) == [False, False]  # not small
-    assert find(usual=[2.0, 1.0]) == [False, False]  # small structures are as large as this
-    assert find(margin=0.4) == [False, False]  # sure enough
-    assert find(share=0.0) == [False, False]  # switched off
+    scores = scores_of(winner, 0.5)
+    assert Remnants(0.2, 0.8).find(scores, [2.0, 2.0]).tolist() == [False, True]
+    assert not Remnants(0.1, 0.8).find(scores, [2.0, 2.0]).any()  # not small
+    assert not Remnants(0.2, 0.8).find(scores, [2.0, 1.0]).any()  # small structures are as large as this
+    assert not Remnants(0.2, 0.4).find(scores, [2.0, 2.0]).any()  # sure enough
 
 
 def test_what_is_left_out_becomes_background_and_no_other_label():
