@@ -2,6 +2,7 @@
 
 from .few_shot import FewShotInferer
 from .location import CellLocator, QuarterTurns
+from .propagation import LabelPropagation
 from .refine import Remnants
 
-__all__ = ["CellLocator", "FewShotInferer", "QuarterTurns", "Remnants"]
+__all__ = ["CellLocator", "FewShotInferer", "LabelPropagation", "QuarterTurns", "Remnants"]

@@ -36,6 +36,7 @@ from .location import (
     nearest_slices,
 )
 from .matching import fill_slices, match_itself, match_slices
+from .propagation import LabelPropagation
 from .refine import Remnants, leave_out, smooth_slices, upsample_scores
 
 
@@ -80,6 +81,8 @@ class FewShotInferer(Inferer):
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
         turning: quarter turns in the plane that are tried where a query fits a scan badly; ``None`` for none. They
             need a locator, odd ones a square frame too.
+        propagation: what finds a label within a known extent by its place, where its look misleads; ``None`` for
+            nothing. It needs a locator. Without a known extent, a label may be absent, and is not looked for so.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
@@ -120,6 +123,7 @@ class FewShotInferer(Inferer):
         alignment: Mapping[str, Any] | None = None,
         locator: CellLocator | None = None,
         turning: QuarterTurns | None = None,
+        propagation: LabelPropagation | None = None,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
@@ -148,6 +152,7 @@ class FewShotInferer(Inferer):
         self.alignment = dict(alignment or {})
         self.locator = locator
         self.turning = turning if locator is not None else None
+        self.propagation = propagation
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
@@ -469,8 +474,11 @@ class FewShotInferer(Inferer):
                 view = views[value]
                 placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
-                scores = turn_back(scores, turn)
-                out[given, row] += scores[:, 1] - scores[:, 0]
+                own = scores[:, 1] - scores[:, 0]
+                if self.propagation is not None and placement.places is not None:
+                    arguments = (view, placement.places, self.slice_batch_size)
+                    own = self.propagation(network, turned[given], own, *arguments)
+                out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
             answering.append((scan, asked.flatten(1), turn))

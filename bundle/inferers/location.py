@@ -295,10 +295,25 @@ def located_similarity(query: Tensor, support: Tensor, places: Tensor, support_s
     on_support = (depths > -0.5) & (depths < count - 0.5)
     if not bool(on_support.any()):
         return -1.0
-    spots = torch.stack([2 * places[:, 1] - 1, 2 * places[:, 0] - 1, (2 * depths + 1) / count - 1], dim=-1)
-    volume = normalize(support, 1).movedim(0, 1)[None]
-    found = F.grid_sample(volume, spots[None], padding_mode="border", align_corners=False)[0].movedim(1, 0)
+    found = sample_places(normalize(support, 1), places, support_spacing)
     return float(F.cosine_similarity(query, found, dim=1)[on_support].mean())
+
+
+def sample_places(support: Tensor, places: Tensor, support_spacing: float) -> Tensor:
+    """What a support has at the places of a query's cells, linearly interpolated.
+
+    Args:
+        support: ``(Ds, C, h, w)``.
+        places: ``(Dq, 3, h, w)``, see :class:`CellLocator`; beyond the support, its border counts.
+        support_spacing: distance of the support's slices in mm.
+
+    Returns:
+        ``(Dq, C, h, w)``.
+    """
+    depths = places[:, 2] / (support_spacing / 10)
+    spots = torch.stack([2 * places[:, 1] - 1, 2 * places[:, 0] - 1, (2 * depths + 1) / len(support) - 1], dim=-1)
+    volume = support.movedim(0, 1)[None]
+    return F.grid_sample(volume, spots[None], padding_mode="border", align_corners=False)[0].movedim(1, 0)
 
 
 def _at_depth(grid: Tensor, depths: Tensor) -> Tensor:

@@ -119,12 +119,8 @@ def match_itself(
     Returns:
         Scores of the same kind and shape.
     """
-    depth, grid = len(features), features.shape[-2:]
     sure = margins(scores) > confident_margin if compete else scores > confident_margin
     sure_background = None if compete else scores < -confident_margin
-    steps = torch.arange(-reach, reach + 1, device=features.device)
-    neighbors = torch.arange(depth, device=features.device)[:, None] + steps
-    inside = (neighbors >= 0) & (neighbors < depth)
     out = scores.clone()
     rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
     for row in rows:
@@ -132,18 +128,51 @@ def match_itself(
         ways = sure[:, row] * can
         rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
         where = can.flatten(1).any(dim=1).nonzero()[:, 0]
-        for part in where.split(batch_size) if len(where) else ():
-            index = neighbors[part].clamp(0, depth - 1)  # (b, K)
-            known = inside[part].to(scores.dtype)[..., None, None]
-            foreground = (ways[index] * known[:, :, None]).transpose(1, 2)  # (b, n, K, h, w)
-            background = rest[index] * known
-            found = network.match(features[part], features[index], foreground.flatten(1, 2), background, None, None)
-            both = background.flatten(1).sum(dim=1) >= fewest_cells
-            enough = (foreground.flatten(2).sum(dim=2) >= fewest_cells) & both[:, None]
-            if compete:
-                enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
-                out[part] = torch.where(enough[..., None, None], found, out[part])
-            else:
-                own = (found[:, 1:] - found[:, :1]).reshape(len(part), 1, *grid)
-                out[part, row] = torch.where(enough[..., None, None], own, out[part, row])
+        if not len(where):
+            continue
+        found, answering = match_own_cells(network, features, ways, rest, where, reach, batch_size)
+        enough = (answering >= fewest_cells).all(dim=2)
+        if compete:
+            enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
+            out[where] = torch.where(enough[..., None, None], found, out[where])
+        else:
+            own = found[:, 1:] - found[:, :1]
+            out[where, row.start] = torch.where(enough[..., None, None], own, out[where, row])[:, 0]
     return out
+
+
+def match_own_cells(
+    network: nn.Module,
+    features: Tensor,
+    foreground: Tensor,
+    background: Tensor,
+    slices: Tensor,
+    reach: int,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Scores of a scan's slices by cells of its own that are taken for labelled.
+
+    Args:
+        network: the network that matches.
+        features: ``(D, channels, h, w)``.
+        foreground: cells of each label ``(D, n, h, w)``.
+        background: cells without ``(D, h, w)``.
+        slices: numbers of the slices that are matched ``(S,)``.
+        reach: neighboring slices on each side that answer too.
+        batch_size: slices a pass.
+
+    Returns:
+        Scores ``(S, 1 + n, h, w)``, and how many cells of each label and of the background answered ``(S, n, 2)``.
+    """
+    depth, steps = len(features), torch.arange(-reach, reach + 1, device=features.device)
+    scores, answering = [], []
+    for part in slices.split(batch_size):
+        neighbors = part[:, None] + steps  # (b, K)
+        known = ((neighbors >= 0) & (neighbors < depth)).to(features.dtype)[..., None, None]
+        index = neighbors.clamp(0, depth - 1)
+        ways = (foreground[index] * known[:, :, None]).transpose(1, 2)  # (b, n, K, h, w)
+        rest = background[index] * known
+        scores.append(network.match(features[part], features[index], ways.flatten(1, 2), rest, None, None))
+        counts = torch.stack(torch.broadcast_tensors(ways.flatten(2).sum(2), rest.flatten(1).sum(1)[:, None]), dim=2)
+        answering.append(counts)
+    return torch.cat(scores), torch.cat(answering)

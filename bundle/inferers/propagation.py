@@ -1,0 +1,78 @@
+"""Labels by their place, where their look misleads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .encoded import EncodedSupport
+from .location import sample_places
+from .matching import match_own_cells
+
+
+@dataclass(frozen=True)
+class LabelPropagation:
+    """Finds an organ that is known to be there and looks unlike the support's, by where it must lie.
+
+    The brightness of an organ can change from one patient to the next so much that another one resembles it more. What
+    is matched and what the locator carries over from the support, as in atlas segmentation, then lie in different
+    places. The organ is then matched anew to the query's own cells: those to which the label was carried, against those
+    that are far enough from them.
+
+    Args:
+        below: Dice of the matched and the carried label below which they count as different, in 0..1.
+        band: cells of the feature grid around carried labels that are taken for neither.
+        reach: neighboring slices on each side whose cells answer too.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+
+    below: float = 0.5
+    band: int = 2
+    reach: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.below, self.band, self.reach) < 0:
+            raise ValueError(f"below, band and reach must be at least 0, got {self.below}, {self.band}, {self.reach}")
+
+    def __call__(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        scores: Tensor,
+        scan: EncodedSupport,
+        places: Tensor,
+        batch_size: int,
+    ) -> Tensor:
+        """Keep the scores of one label, or replace them.
+
+        Args:
+            network: the network that matches.
+            features: slices that show the label ``(D, channels, h, w)``.
+            scores: what was matched, less the background ``(D, h, w)``.
+            scan: the support with this label alone.
+            places: where the query's cells lie on it ``(D, 3, h, w)``, see :class:`CellLocator`.
+            batch_size: slices a pass.
+
+        Returns:
+            Scores ``(D, h, w)``.
+        """
+        carried = sample_places(scan.foreground, places, scan.spacing_mm)  # (D, 1, h, w)
+        there, matched = carried > 0.5, scores[:, None] > 0
+        overlap = 2 * (there & matched).sum() / (there.sum() + matched.sum()).clamp(min=1)
+        if overlap >= self.below or not there.any():
+            return scores
+        near = F.max_pool2d(carried, 2 * self.band + 1, stride=1, padding=self.band)
+        every = torch.arange(len(features), device=features.device)
+        rest = (near[:, 0] < NONE).to(features.dtype)
+        size = max(1, batch_size // (2 * self.reach + 1))
+        found, answering = match_own_cells(network, features, there.to(features.dtype), rest, every, self.reach, size)
+        enough = (answering > 0).all(dim=2)[..., None]
+        return torch.where(enough, found[:, 1] - found[:, 0], scores)
+
+
+NONE = 1e-4  # share of a label in a cell, up to the rounding of interpolation
