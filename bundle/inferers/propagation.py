@@ -17,13 +17,13 @@ from .matching import match_own_cells
 class LabelPropagation:
     """Finds an organ that is known to be there and looks unlike the support's, by where it must lie.
 
-    The brightness of an organ can change from one patient to the next so much that another one resembles it more. What
-    is matched and what the locator carries over from the support, as in atlas segmentation, then lie in different
-    places. The organ is then matched anew to the query's own cells: those to which the label was carried, against those
-    that are far enough from them.
+    The brightness of an organ can change from one patient to the next so much that another one resembles it more. Few
+    of the cells to which the locator carries the support's label, as in atlas segmentation, are then matched to it. The
+    organ is matched anew to the query's own cells: those to which the label was carried, against those that are far
+    enough from them. A Dice of both would be low for a thin ring, too, of which little is carried.
 
     Args:
-        below: Dice of the matched and the carried label below which they count as different, in 0..1.
+        below: share of the carried label that must be matched to it, in 0..1; with less, it is matched anew.
         band: cells of the feature grid around carried labels that are taken for neither.
         reach: neighboring slices on each side whose cells answer too.
 
@@ -31,7 +31,7 @@ class LabelPropagation:
         ValueError: for a negative number.
     """
 
-    below: float = 0.5
+    below: float = 0.4
     band: int = 2
     reach: int = 3
 
@@ -62,9 +62,8 @@ class LabelPropagation:
             Scores ``(D, h, w)``.
         """
         carried = sample_places(scan.foreground, places, scan.spacing_mm)  # (D, 1, h, w)
-        there, matched = carried > 0.5, scores[:, None] > 0
-        overlap = 2 * (there & matched).sum() / (there.sum() + matched.sum()).clamp(min=1)
-        if overlap >= self.below or not there.any():
+        there = carried > 0.5
+        if not there.any() or (scores[:, None] > 0)[there].float().mean() >= self.below:
             return scores
         near = F.max_pool2d(carried, 2 * self.band + 1, stride=1, padding=self.band)
         every = torch.arange(len(features), device=features.device)

@@ -60,7 +60,9 @@ def test_a_label_that_is_matched_elsewhere_is_found_by_its_place(matched):
 def test_a_label_that_is_matched_in_its_place_stays():
     scores, found = propagate(ORGAN, boxed((5, 8), (4, 7)))
     assert found is scores
-    scores, found = propagate(ORGAN, boxed((5, 8), (4, 7)), below=0.9)
+    scores, found = propagate(boxed((4, 8), (4, 6)), boxed((4, 8), (4, 8)))
+    assert found is scores  # a half of it
+    scores, found = propagate(boxed((4, 8), (4, 6)), boxed((4, 8), (4, 8)), below=0.6)
     assert found is not scores
 
 
