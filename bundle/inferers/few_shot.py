@@ -476,8 +476,8 @@ class FewShotInferer(Inferer):
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
                 own = scores[:, 1] - scores[:, 0]
                 if self.propagation is not None and placement.places is not None:
-                    arguments = (view, placement.places, self.slice_batch_size)
-                    own = self.propagation(network, turned[given], own, *arguments)
+                    batch_size = self.slice_batch_size
+                    own = self.propagation(network, turned[given], own, view, placement.places, batch_size)
                 out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen

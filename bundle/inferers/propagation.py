@@ -12,6 +12,8 @@ from .encoded import EncodedSupport
 from .location import sample_places
 from .matching import match_own_cells
 
+_TRACE = 1e-4  # share of a label in a cell that interpolation may leave where there is none
+
 
 @dataclass(frozen=True)
 class LabelPropagation:
@@ -67,11 +69,8 @@ class LabelPropagation:
             return scores
         near = F.max_pool2d(carried, 2 * self.band + 1, stride=1, padding=self.band)
         every = torch.arange(len(features), device=features.device)
-        rest = (near[:, 0] < NONE).to(features.dtype)
+        rest = (near[:, 0] < _TRACE).to(features.dtype)
         size = max(1, batch_size // (2 * self.reach + 1))
         found, answering = match_own_cells(network, features, there.to(features.dtype), rest, every, self.reach, size)
         enough = (answering > 0).all(dim=2)[..., None]
         return torch.where(enough, found[:, 1] - found[:, 0], scores)
-
-
-NONE = 1e-4  # share of a label in a cell, up to the rounding of interpolation

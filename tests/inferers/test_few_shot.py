@@ -13,7 +13,7 @@ from torch import nn
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import CellLocator, FewShotInferer, QuarterTurns, Remnants, few_shot
+from bundle.inferers import CellLocator, FewShotInferer, LabelPropagation, QuarterTurns, Remnants, few_shot
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
@@ -357,6 +357,25 @@ def test_a_turned_query_is_found_within_known_extents_too():
     still = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, locator=inferer.locator)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
+
+
+def test_a_label_that_looks_unlike_the_support_is_found_by_its_place_within_its_known_extent():
+    label = squares()
+    image = torch.where(label == 1, noise(5), noise(0))  # organ 1 looks like nothing on the support
+    rows = [query_chunks((label == value).flatten(0, 1).any(dim=0).numpy(), 3) for value in (1, 3)]
+    query = query_of(image, chunks=torch.as_tensor(np.stack(rows)), num_chunks=3)
+    scan = SupportScan(noise(0), label, 7.0, "a")
+    locator = CellLocator(smoothing=(0.2,), smoothing_mm=(8.0,), reach=0, pooling=1)
+    truth = torch.stack([label == 1, label == 3])
+    shares = []
+    for propagation in (None, LabelPropagation(below=0.6, band=0, reach=0)):
+        inferer = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, locator=locator, propagation=propagation)
+        found = inferer(query, CountingNetwork())[0].as_subclass(torch.Tensor) > 0
+        shares.append((found & truth).flatten(1).sum(dim=1) / truth.flatten(1).sum(dim=1))
+    (missed, plain), (placed, same) = shares
+    assert missed < 0.1
+    assert placed > 0.5
+    assert plain == same > 0.7
 
 
 def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
