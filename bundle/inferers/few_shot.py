@@ -96,7 +96,8 @@ class FewShotInferer(Inferer):
         fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
             that is confident, and let them answer too.
         fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one
-            more than this, so that it counts as less sure; of one that is annotated throughout they stay as they are.
+            more than this, so that it counts as less sure; of one that is annotated throughout they stay as they are,
+            and several supports share the doubt, since what is filled in wrong on one is not on the others.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
@@ -259,7 +260,7 @@ class FewShotInferer(Inferer):
                 usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
                 scores = leave_out(scores, ~self.remnants.find(scores, usual))
             filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
-            doubt = 1 + self.fill_doubt * sum(filled) / len(filled)
+            doubt = 1 + self.fill_doubt * sum(filled) / len(filled) ** 2
             scores = torch.where(scores.argmax(dim=1, keepdim=True) > 0, scores / doubt, scores)
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
