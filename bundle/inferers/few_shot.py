@@ -97,7 +97,7 @@ class FewShotInferer(Inferer):
             that is confident, and let them answer too.
         fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one
             more than this, so that it counts as less sure; of one that is annotated throughout they stay as they are,
-            and several supports share the doubt, since what is filled in wrong on one is not on the others.
+            and supports that annotate it share the doubt, since what is filled in wrong on one is not on the others.
         guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
             :func:`upsample_scores`; a radius of 0 leaves it out.
         guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
@@ -259,9 +259,12 @@ class FewShotInferer(Inferer):
                 volumes = [[v for scan in encoded if (v := scan.volume(value, length_mm)) > 0] for value in values]
                 usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
                 scores = leave_out(scores, ~self.remnants.find(scores, usual))
-            filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded]
-            doubt = 1 + self.fill_doubt * sum(filled) / len(filled) ** 2
-            scores = torch.where(scores.argmax(dim=1, keepdim=True) > 0, scores / doubt, scores)
+            doubts = [1.0]  # of the background
+            for value in values:
+                filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded if scan.annotates(value)]
+                count = max(len(filled), 1)
+                doubts.append(1 + self.fill_doubt * (sum(filled) / count) / count)
+            scores = scores / scores.new_tensor(doubts)[scores.argmax(dim=1, keepdim=True)]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))

@@ -128,9 +128,9 @@ def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
     sparse = torch.zeros_like(squares())
     sparse[..., 3::4] = squares()[..., 3::4]
 
-    def scores(label, count=1, **arguments):
+    def scores(label, annotated=(None,), **arguments):
         inferer = FewShotInferer(num_slices=1, fill_slices=True, **arguments)
-        inferer.set_support([SupportScan(noise(0), label, 7.0, "a")] * count)
+        inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
         return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
 
     assert torch.equal(scores(squares()), scores(squares(), fill_doubt=0.5))  # annotated throughout
@@ -140,5 +140,9 @@ def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
     ratio = (plain / doubted)[labelled & (plain != 0)]
     assert 1.2 < float(ratio.min()) <= float(ratio.max()) < 1.5
     assert float(ratio.max() - ratio.min()) < 1e-4
-    shared = scores(sparse, 2) / scores(sparse, 2, fill_doubt=0.5)
-    assert float(shared[labelled & (plain != 0)].mean()) == pytest.approx(1 + float(ratio.mean() - 1) / 2, abs=1e-3)
+    for annotated, share in (((None, None), 2), (({1: 1}, {3: 3}), 1)):  # only what annotates a label shares its doubt
+        plain, doubted = scores(sparse, annotated), scores(sparse, annotated, fill_doubt=0.5)
+        labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
+        shared = (plain / doubted)[labelled & (plain != 0)]
+        expected = torch.full_like(shared, 1 + float(ratio.mean() - 1) / share)
+        torch.testing.assert_close(shared, expected, atol=1e-3, rtol=0)

@@ -374,8 +374,8 @@ def test_a_label_that_looks_unlike_the_support_is_found_by_its_place_within_its_
         shares.append((found & truth).flatten(1).sum(dim=1) / truth.flatten(1).sum(dim=1))
     (missed, plain), (placed, same) = shares
     assert missed < 0.1
-    assert placed > 0.5
     assert plain == same > 0.7
+    assert placed > 0.8 * plain  # nearly as well as what looks like the support
 
 
 def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
