@@ -40,8 +40,8 @@ MATCHING: dict[str, Any] = {  # leaves what the published method has as well
     "num_slices": 1,
     "locator": None,
     "smoothing_mm": 0.0,
-    "num_refinements": 0,
-    "guided_radius_px": 0,
+    "refinement": None,
+    "sharpening": None,
     "min_agreement": 0.0,
 }
 

@@ -1,8 +1,20 @@
 """Inference: whole volumes from labelled scans."""
 
 from .few_shot import FewShotInferer
+from .filling import SliceFilling
 from .location import CellLocator, QuarterTurns
 from .propagation import LabelPropagation
-from .refine import Remnants
+from .remnants import Remnants
+from .self_matching import SelfMatching
+from .sharpening import GuidedSharpening
 
-__all__ = ["CellLocator", "FewShotInferer", "LabelPropagation", "QuarterTurns", "Remnants"]
+__all__ = [
+    "CellLocator",
+    "FewShotInferer",
+    "GuidedSharpening",
+    "LabelPropagation",
+    "QuarterTurns",
+    "Remnants",
+    "SelfMatching",
+    "SliceFilling",
+]

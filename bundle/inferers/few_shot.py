@@ -26,6 +26,7 @@ from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
 from .encoded import EncodedQuery, EncodedSupport, Placement, turn_back
+from .filling import SliceFilling
 from .location import (
     CellLocator,
     QuarterTurns,
@@ -35,9 +36,12 @@ from .location import (
     located_similarity,
     nearest_slices,
 )
-from .matching import fill_slices, match_itself, match_slices
+from .matching import match_slices
 from .propagation import LabelPropagation
-from .refine import Remnants, leave_out, smooth_slices, upsample_scores
+from .remnants import Remnants
+from .scores import leave_out, smooth_slices
+from .self_matching import SelfMatching
+from .sharpening import GuidedSharpening
 
 
 class FewShotInferer(Inferer):
@@ -55,7 +59,7 @@ class FewShotInferer(Inferer):
       ``(1, 1 + n, H, W, D)``.
     - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe,
       each label is matched alone against its background, to the support slice of the query slice's chunk, or with
-      ``fill_slices`` to the slices at the same height of the organ. Gives differences of foreground and background
+      ``filling`` to the slices at the same height of the organ. Gives differences of foreground and background
       ``(1, n, H, W, D)``.
 
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
@@ -88,21 +92,10 @@ class FewShotInferer(Inferer):
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
-        num_refinements: how often the scores are averaged with those that the query's own confident cells give, as
-            support of the same and the neighboring slices.
-        refinement_reach: neighboring slices on each side.
-        confident_margin: by how much a class must win in a cell for the cell to count as confident.
-        fewest_cells: a class that is confident in fewer cells of these slices is not refined.
-        fill_slices: label the slices between the annotated ones of a support scan by the nearest of these, where
-            that is confident, and let them answer too.
-        fill_doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one
-            more than this, so that it counts as less sure; of one that is annotated throughout they stay as they are,
-            and supports that annotate it share the doubt, since what is filled in wrong on one is not on the others.
-        guided_radius_px, guided_epsilon: guided filter that fits the scores to the image, see
-            :func:`upsample_scores`; a radius of 0 leaves it out.
-        guided_share: the radius as a share of the label's width on the support, see :func:`label_widths`, up to
-            ``guided_radius_px``.
-        score_reach: scores beyond it are as certain as scores can be, for the guided filter.
+        filling: labels the slices between the annotated ones of a support scan, which then answer too; ``None`` for
+            none.
+        refinement: matches a query to what it is sure of itself; ``None`` for none.
+        sharpening: fits the scores to the image; ``None`` for none.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         remnants: what is found at the first or last slice of a query may be the rest of a structure that the scan cuts
             off, or another one that is taken for it. A label there that is unsure and small beside its volume on the
@@ -129,16 +122,9 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
-        num_refinements: int = 0,
-        refinement_reach: int = 1,
-        confident_margin: float = 1.0,
-        fewest_cells: int = 3,
-        fill_slices: bool = False,
-        fill_doubt: float = 0.0,
-        guided_radius_px: int = 0,
-        guided_epsilon: float = 0.02,
-        guided_share: float = 0.4,
-        score_reach: float = 2.0,
+        filling: SliceFilling | None = None,
+        refinement: SelfMatching | None = None,
+        sharpening: GuidedSharpening | None = None,
         min_agreement: float = 0.0,
         remnants: Remnants | None = None,
         keep_similarity: bool = False,
@@ -158,16 +144,9 @@ class FewShotInferer(Inferer):
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
-        self.num_refinements = num_refinements
-        self.refinement_reach = refinement_reach
-        self.confident_margin = confident_margin
-        self.fewest_cells = fewest_cells
-        self.fill_slices = fill_slices
-        self.fill_doubt = fill_doubt
-        self.guided_radius_px = guided_radius_px
-        self.guided_epsilon = guided_epsilon
-        self.guided_share = guided_share
-        self.score_reach = score_reach
+        self.filling = filling
+        self.refinement = refinement
+        self.sharpening = sharpening
         self.min_agreement = min_agreement
         self.remnants = remnants
         self.keep_similarity = keep_similarity
@@ -225,46 +204,23 @@ class FewShotInferer(Inferer):
         if self.keep_similarity:
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
             meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
-        compete, sigma = num_chunks is None, self.smoothing_mm / query.spacing_mm
-        scores = smooth_slices(scores, possible, sigma)
-        for _ in range(self.num_refinements):
-            again = match_itself(
-                network,
-                features,
-                scores,
-                possible,
-                compete,
-                self.confident_margin,
-                self.fewest_cells,
-                self.refinement_reach,
-                self.slice_batch_size,
-            )
-            scores = (scores + again) / 2
-            scores = smooth_slices(scores, possible, sigma)
+        compete = num_chunks is None
+        smooth = partial(smooth_slices, possible=possible, sigma=self.smoothing_mm / query.spacing_mm)
+        scores = smooth(scores)
+        if self.refinement is not None:
+            batch_size = self.slice_batch_size
+            scores = self.refinement(network, features, scores, possible, compete, smooth, batch_size)
         if compete:
             agreement = self.measure_agreement(network, query, placed, values, scores)
             meta["agreement"] = agreement[None].cpu()
             scores = leave_out(scores, agreement >= self.min_agreement)
-        radii = self._guided_radii(encoded, values, num_chunks)
-        parts = zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size))
-        scores = torch.cat(
-            [
-                upsample_scores(part, images, compete, radii, self.guided_epsilon, self.score_reach)
-                for part, images in parts
-            ]
-        )
+        scores = self._upsample(scores, volume, compete, self._widths(encoded, values, num_chunks))
         if compete:
             if self.remnants is not None:
-                length_mm = len(volume) * query.spacing_mm
-                volumes = [[v for scan in encoded if (v := scan.volume(value, length_mm)) > 0] for value in values]
-                usual = [sum(found) / max(len(found), 1) / query.spacing_mm for found in volumes]
-                scores = leave_out(scores, ~self.remnants.find(scores, usual))
-            doubts = [1.0]  # of the background
-            for value in values:
-                filled = [1 - len(scan.slices) / len(scan.answering) for scan in encoded if scan.annotates(value)]
-                count = max(len(filled), 1)
-                doubts.append(1 + self.fill_doubt * (sum(filled) / count) / count)
-            scores = scores / scores.new_tensor(doubts)[scores.argmax(dim=1, keepdim=True)]
+                scores = leave_out(scores, ~self.remnants.find(scores, encoded, values, query.spacing_mm))
+            if self.filling is not None:
+                doubts = [1.0, *self.filling.doubts(encoded, values)]  # the background is as sure as ever
+                scores = scores / scores.new_tensor(doubts)[scores.argmax(dim=1, keepdim=True)]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
@@ -400,19 +356,25 @@ class FewShotInferer(Inferer):
         positions = positions.cpu()
         return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
 
-    def _guided_radii(
+    def _widths(
         self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None
-    ) -> list[int]:
-        """Radius of the guided filter for each label, by its width on the annotated slices of the support scans."""
-        radii = []
+    ) -> list[float]:
+        """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
+        widths = []
         for value in values:
             showing = [scan for scan in encoded if value in scan.values]
             if num_chunks:
                 showing = [scan.only(value, support_slices(scan.extent(value), num_chunks)) for scan in showing]
-            widths = [scan.width(value) for scan in showing]
-            share = self.guided_share * sum(widths) / max(len(widths), 1)
-            radii.append(min(self.guided_radius_px, round(share)))
-        return radii
+            widths.append(sum(scan.width(value) for scan in showing) / max(len(showing), 1))
+        return widths
+
+    def _upsample(self, scores: Tensor, volume: Tensor, compete: bool, widths: Sequence[float]) -> Tensor:
+        """Bring scores ``(D, n, h, w)`` from the feature grid to the image, a few slices at a time."""
+        parts = []
+        for part, images in zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size)):
+            fine = F.interpolate(part, size=images.shape[-2:], mode="bilinear", align_corners=False)
+            parts.append(fine if self.sharpening is None else self.sharpening(fine, images, compete, widths))
+        return torch.cat(parts)
 
     def _match_scans(
         self,
@@ -489,9 +451,7 @@ class FewShotInferer(Inferer):
         return out / weight.clamp(min=1)[..., None, None], weight > 0, answering
 
     def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
-        if not self.fill_slices:
-            return scan
-        return fill_slices(network, scan, self.locator, self.confident_margin, self.slice_batch_size)
+        return scan if self.filling is None else self.filling(network, scan, self.locator, self.slice_batch_size)
 
     def _place_in_extent(
         self, features: Tensor, view: EncodedSupport, chunks: Tensor, num_chunks: int, spacing_mm: float
@@ -503,7 +463,7 @@ class FewShotInferer(Inferer):
         """
         given = (chunks >= 0).nonzero()[:, 0]
         shown = view.extent(view.values[0])
-        if self.fill_slices:
+        if self.filling is not None:
             first, last = shown[0], shown[-1]
             height = (given - given[0] + 0.5) / (given[-1] - given[0] + 1)
             positions = first - 0.5 + height * (last - first + 1)

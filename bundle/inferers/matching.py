@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoded import EncodedSupport, Placement
-from .location import CellLocator, nearest_slices
-from .refine import margins, smooth_slices
 
 
 def match_slices(
@@ -50,95 +47,6 @@ def match_slices(
         )
         shown.append((shows[index] & known[..., 0]).any(dim=1))
     return torch.cat(scores), torch.cat(shown)
-
-
-@torch.no_grad()
-def fill_slices(
-    network: nn.Module, scan: EncodedSupport, locator: CellLocator | None, confident_margin: float, batch_size: int
-) -> EncodedSupport:
-    """Label the slices between annotated ones by the nearest on each side, where the match is sure.
-
-    Neighboring slices of one scan are much alike, so that few annotated slices make a whole support.
-
-    Args:
-        network: the network that matches.
-        scan: a scan of which some slices are annotated.
-        locator: finds where cells lie on the annotated slices; ``None`` leaves them in their places.
-        confident_margin: by how much a class must win in a cell for the cell to be labelled.
-        batch_size: slices a pass.
-    """
-    every = torch.arange(len(scan.features))
-    nearest = nearest_slices(every.float(), scan.slices, 2)
-    todo = every[(nearest[:, 0] >= 0) & ~torch.isin(every, scan.slices)]
-    if not len(todo):
-        return scan
-    nearest, features = nearest[todo], scan.features[todo]
-    total = features.new_zeros(len(todo), len(scan.values), *features.shape[-2:])
-    weight = features.new_zeros(len(todo), len(scan.values))
-    closeness = (nearest >= 0) / (todo[:, None] - nearest).abs()
-    closeness = (closeness / closeness.sum(dim=1, keepdim=True)).to(features)
-    for column, chosen in enumerate(nearest.unbind(dim=1)):
-        places = None
-        if locator is not None:
-            places = locator(features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0)
-        placement = Placement(chosen[:, None], places, 1.0, chosen.float())
-        scores, shown = match_slices(network, features, scan, scan.values, placement, batch_size)
-        share = closeness[:, column, None] * shown
-        total += share[..., None, None] * (scores[:, 1:] - scores[:, :1])
-        weight += share
-    scores = F.pad(total / weight.clamp(min=1e-12)[..., None, None], (0, 0, 0, 0, 1, 0))
-    possible = F.pad(weight >= 0.5, (1, 0), value=True)
-    sure = (margins(smooth_slices(scores, possible, 0.0)) > confident_margin).to(features)
-    return scan.filled(todo, sure[:, 1:], sure[:, 0])
-
-
-def match_itself(
-    network: nn.Module,
-    features: Tensor,
-    scores: Tensor,
-    possible: Tensor,
-    compete: bool,
-    confident_margin: float,
-    fewest_cells: int,
-    reach: int,
-    batch_size: int,
-) -> Tensor:
-    """Scores by the query's own confident cells, as support of the same and the neighboring slices.
-
-    Args:
-        network: the network that matches.
-        features: ``(D, channels, h, w)``.
-        scores: ``(D, n, h, w)``, see ``compete``.
-        possible: where each class can appear ``(D, n)``.
-        compete: whether the channels are classes, the background first, or each label stands against 0.
-        confident_margin: by how much a class must win in a cell for the cell to count as confident.
-        fewest_cells: a class with fewer confident cells keeps its scores.
-        reach: neighboring slices on each side.
-        batch_size: slices a pass.
-
-    Returns:
-        Scores of the same kind and shape.
-    """
-    sure = margins(scores) > confident_margin if compete else scores > confident_margin
-    sure_background = None if compete else scores < -confident_margin
-    out = scores.clone()
-    rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
-    for row in rows:
-        can = possible[:, row].to(scores.dtype)[..., None, None]
-        ways = sure[:, row] * can
-        rest = sure[:, 0] if sure_background is None else sure_background[:, row.start] * can[:, 0]
-        where = can.flatten(1).any(dim=1).nonzero()[:, 0]
-        if not len(where):
-            continue
-        found, answering = match_own_cells(network, features, ways, rest, where, reach, batch_size)
-        enough = (answering >= fewest_cells).all(dim=2)
-        if compete:
-            enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
-            out[where] = torch.where(enough[..., None, None], found, out[where])
-        else:
-            own = found[:, 1:] - found[:, :1]
-            out[where, row.start] = torch.where(enough[..., None, None], own, out[where, row])[:, 0]
-    return out
 
 
 def match_own_cells(

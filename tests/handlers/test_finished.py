@@ -55,7 +55,7 @@ def test_every_setting_counts(usual, key):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("inferer#confident_margin", 3.0), ("network_def#temperature", 5.0), ("intensity#window_hu", [-100, 200])],
+    [("refinement#margin", 3.0), ("network_def#temperature", 5.0), ("intensity#window_hu", [-100, 200])],
 )
 def test_every_nested_setting_counts(usual, key, value):
     assert settings(**{key: value}) != usual

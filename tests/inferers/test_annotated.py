@@ -7,7 +7,7 @@ import torch
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer
+from bundle.inferers import FewShotInferer, SliceFilling
 
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
@@ -89,7 +89,7 @@ def test_slices_between_annotated_ones_are_filled_in():
     sparse[..., [2, 5]] = label[..., [2, 5]]
     network, found = CountingNetwork(), {}
     for fill in (False, True):
-        inferer = FewShotInferer(fill_slices=fill, confident_margin=1.0)
+        inferer = FewShotInferer(filling=SliceFilling(margin=1.0) if fill else None)
         inferer.set_support([SupportScan(image, sparse, 7.0, "a")])
         [found[fill]] = inferer.encode_support(network)
     assert found[False].answering.tolist() == found[False].slices.tolist() == [2, 5]
@@ -116,7 +116,7 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     chunks = query_chunks([False, *[True] * 8, False], 3)[None]
     scores = []
     for given in (label, spoiled):
-        inferer = FewShotInferer(num_slices=3, fill_slices=True)
+        inferer = FewShotInferer(num_slices=3, filling=SliceFilling())
         inferer.set_support([SupportScan(image, given, 7.0, "a")])
         scores.append(inferer(query_of(image, chunks=chunks, num_chunks=3), CountingNetwork()))
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))
@@ -128,20 +128,20 @@ def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
     sparse = torch.zeros_like(squares())
     sparse[..., 3::4] = squares()[..., 3::4]
 
-    def scores(label, annotated=(None,), **arguments):
-        inferer = FewShotInferer(num_slices=1, fill_slices=True, **arguments)
+    def scores(label, annotated=(None,), doubt=0.0):
+        inferer = FewShotInferer(num_slices=1, filling=SliceFilling(doubt=doubt))
         inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
         return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
 
-    assert torch.equal(scores(squares()), scores(squares(), fill_doubt=0.5))  # annotated throughout
-    plain, doubted = scores(sparse), scores(sparse, fill_doubt=0.5)
+    assert torch.equal(scores(squares()), scores(squares(), doubt=0.5))  # annotated throughout
+    plain, doubted = scores(sparse), scores(sparse, doubt=0.5)
     labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
     assert torch.equal(plain[~labelled], doubted[~labelled])
     ratio = (plain / doubted)[labelled & (plain != 0)]
     assert 1.2 < float(ratio.min()) <= float(ratio.max()) < 1.5
     assert float(ratio.max() - ratio.min()) < 1e-4
     for annotated, share in (((None, None), 2), (({1: 1}, {3: 3}), 1)):  # only what annotates a label shares its doubt
-        plain, doubted = scores(sparse, annotated), scores(sparse, annotated, fill_doubt=0.5)
+        plain, doubted = scores(sparse, annotated), scores(sparse, annotated, doubt=0.5)
         labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
         shared = (plain / doubted)[labelled & (plain != 0)]
         expected = torch.full_like(shared, 1 + float(ratio.mean() - 1) / share)

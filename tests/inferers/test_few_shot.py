@@ -13,7 +13,15 @@ from torch import nn
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import CellLocator, FewShotInferer, LabelPropagation, QuarterTurns, Remnants, few_shot
+from bundle.inferers import (
+    CellLocator,
+    FewShotInferer,
+    LabelPropagation,
+    QuarterTurns,
+    Remnants,
+    SliceFilling,
+    few_shot,
+)
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
@@ -349,12 +357,12 @@ def test_a_turned_query_is_found_within_known_extents_too():
     rows = [query_chunks((label == value).flatten(0, 1).any(dim=0).numpy(), 3) for value in (1, 3)]
     meta = {"chunks": torch.as_tensor(np.stack(rows)), "num_chunks": 3}
     scan = SupportScan(noise(0), squares(), 7.0, "a")
-    inferer = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, **turning())
+    inferer = given(scan, labels=[1, 3], num_slices=1, filling=SliceFilling(), **turning())
     scores = inferer(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, locator=inferer.locator)
+    still = given(scan, labels=[1, 3], num_slices=1, filling=SliceFilling(), locator=inferer.locator)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -368,8 +376,9 @@ def test_a_label_that_looks_unlike_the_support_is_found_by_its_place_within_its_
     locator = CellLocator(smoothing=(0.2,), smoothing_mm=(8.0,), reach=0, pooling=1)
     truth = torch.stack([label == 1, label == 3])
     shares = []
+    options = {"labels": [1, 3], "num_slices": 1, "filling": SliceFilling(), "locator": locator}
     for propagation in (None, LabelPropagation(below=0.6, band=0, reach=0)):
-        inferer = given(scan, labels=[1, 3], num_slices=1, fill_slices=True, locator=locator, propagation=propagation)
+        inferer = given(scan, **options, propagation=propagation)
         found = inferer(query, CountingNetwork())[0].as_subclass(torch.Tensor) > 0
         shares.append((found & truth).flatten(1).sum(dim=1) / truth.flatten(1).sum(dim=1))
     (missed, plain), (placed, same) = shares

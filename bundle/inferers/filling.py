@@ -1,0 +1,87 @@
+"""Labels between the labelled slices of a support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .encoded import EncodedSupport, Placement
+from .location import CellLocator, nearest_slices
+from .matching import match_slices
+from .scores import margins, smooth_slices
+
+
+@dataclass(frozen=True)
+class SliceFilling:
+    """Labels the slices between annotated ones by the nearest on each side, where the match is sure.
+
+    Neighboring slices of one scan are much alike, so that few annotated slices make a whole support.
+
+    Args:
+        margin: by how much a class must win in a cell for the cell to be labelled.
+        doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one more
+            than this, so that it counts as less sure.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+
+    margin: float = 1.0
+    doubt: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.margin, self.doubt) < 0:
+            raise ValueError(f"margin and doubt must be at least 0, got {self.margin} and {self.doubt}")
+
+    @torch.no_grad()
+    def __call__(
+        self, network: nn.Module, scan: EncodedSupport, locator: CellLocator | None, batch_size: int
+    ) -> EncodedSupport:
+        """Fill a scan, of which some slices are annotated.
+
+        Args:
+            network: the network that matches.
+            scan: the scan.
+            locator: finds where cells lie on the annotated slices; ``None`` leaves them in their places.
+            batch_size: slices a pass.
+        """
+        every = torch.arange(len(scan.features))
+        nearest = nearest_slices(every.float(), scan.slices, 2)
+        todo = every[(nearest[:, 0] >= 0) & ~torch.isin(every, scan.slices)]
+        if not len(todo):
+            return scan
+        nearest, features = nearest[todo], scan.features[todo]
+        total = features.new_zeros(len(todo), len(scan.values), *features.shape[-2:])
+        weight = features.new_zeros(len(todo), len(scan.values))
+        closeness = (nearest >= 0) / (todo[:, None] - nearest).abs()
+        closeness = (closeness / closeness.sum(dim=1, keepdim=True)).to(features)
+        for column, chosen in enumerate(nearest.unbind(dim=1)):
+            places = None
+            if locator is not None:
+                places = locator(features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0)
+            placement = Placement(chosen[:, None], places, 1.0, chosen.float())
+            scores, shown = match_slices(network, features, scan, scan.values, placement, batch_size)
+            share = closeness[:, column, None] * shown
+            total += share[..., None, None] * (scores[:, 1:] - scores[:, :1])
+            weight += share
+        scores = F.pad(total / weight.clamp(min=1e-12)[..., None, None], (0, 0, 0, 0, 1, 0))
+        possible = F.pad(weight >= 0.5, (1, 0), value=True)
+        sure = (margins(smooth_slices(scores, possible, 0.0)) > self.margin).to(features)
+        return scan.filled(todo, sure[:, 1:], sure[:, 0])
+
+    def doubts(self, scans: Sequence[EncodedSupport], values: Sequence[int]) -> list[float]:
+        """What the scores of each label are divided by where it wins.
+
+        1 for a label of supports that are annotated throughout. Supports that annotate it share the doubt, since what
+        is filled in wrong on one is not on the others.
+        """
+        found = []
+        for value in values:
+            filled = [1 - len(scan.slices) / len(scan.answering) for scan in scans if scan.annotates(value)]
+            count = max(len(filled), 1)
+            found.append(1 + self.doubt * (sum(filled) / count) / count)
+        return found

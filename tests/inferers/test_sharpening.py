@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bundle.data.support import SupportScan
+from bundle.inferers import FewShotInferer, GuidedSharpening
+from bundle.inferers.encoded import label_widths
+from bundle.inferers.scores import ABSENT
+
+from .test_few_shot import CountingNetwork, noise, query_of, squares
+
+SIDE, CELL = 96, 8
+SHARPEN = GuidedSharpening(radius_px=24, share=1.0)
+
+
+def disk(radius, center=SIDE / 2):
+    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return (rows + 0.5 - center) ** 2 + (columns + 0.5 - center) ** 2 < radius**2
+
+
+def cells(*masks):
+    """Scores (1, 1 + n, H, W) of a sure prediction: +2 in a label's cells, -2 elsewhere, the background at 0."""
+    shares = torch.nn.functional.avg_pool2d(torch.stack(masks).float()[None], CELL)
+    scores = torch.cat([torch.zeros_like(shares[:, :1]), 4 * shares - 2], dim=1)
+    return torch.nn.functional.interpolate(scores, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def test_widths_are_those_of_the_largest_circle_inside():
+    square, empty = torch.zeros(SIDE, SIDE, dtype=torch.bool), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    square[3:13, 0:40] = True  # touches the border
+    ring = disk(30) & ~disk(24)
+    widths = label_widths(torch.stack([square, ring, empty, disk(20)])[None])
+    assert widths.shape == (1, 4)
+    assert widths[0, 0] == 10
+    assert widths[0, 1] == pytest.approx(6, abs=2.1)
+    assert widths[0, 2] == 0
+    assert widths[0, 3] == pytest.approx(40, abs=1.5)
+
+
+@pytest.mark.parametrize("compete", [True, False])
+def test_a_wide_window_wipes_out_what_a_narrow_one_keeps(compete):
+    scores, flat = cells(disk(8)), torch.zeros(1, 1, SIDE, SIDE)
+    scores = scores if compete else scores[:, 1:]
+
+    def found(radius):
+        out = SHARPEN(scores, flat, compete, [radius])
+        return out.argmax(dim=1)[0].bool() if compete else out[0, 0] > 0
+
+    truth = disk(8)
+    assert not found(24).any()
+    assert (found(3) & truth).sum() > 0.7 * truth.sum()
+
+
+def test_each_label_has_its_own_window_and_the_background_gives_way():
+    large, small = disk(26, 32), disk(8, 80)
+    flat = torch.zeros(1, 1, SIDE, SIDE)
+    assert (SHARPEN(cells(large, small), flat, True, [24, 24]).argmax(dim=1) != 2).all()
+    out = SHARPEN(cells(large, small), flat, True, [12, 3])
+    winner = out.argmax(dim=1)[0]
+    assert 2 * ((winner == 1) & large).sum() > 0.85 * ((winner == 1).sum() + large.sum())
+    assert ((winner == 2) & small).sum() > 0.7 * small.sum()
+    assert (winner[~(large | small)] == 0).float().mean() > 0.95
+
+
+def test_an_absent_label_stays_absent_and_without_windows_nothing_is_filtered():
+    scores = cells(disk(20), disk(20))
+    scores[:, 2] = ABSENT
+    out = SHARPEN(scores, torch.randn(1, 1, SIDE, SIDE), True, [4, 4])
+    assert (out[:, 2] == ABSENT).all()
+    assert (out.argmax(dim=1) == 1).any()
+    assert torch.equal(SHARPEN(scores, torch.randn(1, 1, SIDE, SIDE), True, [0, 0]), scores)
+
+
+def test_windows_follow_the_labels_of_all_supports():
+    wide, thin = squares(), squares()  # label 1 is 24 x 24, label 3 16 x 16
+    thin[8:32, 16:40] = 0
+    thin[8:32, 16:24, 2:7] = 1  # 8 wide
+    scans = [SupportScan(noise(seed), label, 7.0, name) for seed, label, name in ((0, wide, "a"), (1, thin, "b"))]
+    network, sharpening = CountingNetwork(), GuidedSharpening(radius_px=12, share=0.25)
+    inferer = FewShotInferer(sharpening=sharpening)
+    for used, expected in (([0], [6, 4]), ([1], [2, 4]), ([0, 1], [4, 4])):
+        inferer.set_support([scans[index] for index in used])
+        for num_chunks in (None, 3):
+            widths = inferer._widths(inferer.encode_support(network), [1, 3], num_chunks)
+            assert [sharpening.radius(width) for width in widths] == expected
+    assert inferer._widths(inferer.encode_support(network), [7], None) == [0]  # no scan shows it
+    assert GuidedSharpening(radius_px=3, share=0.25).radius(40.0) == 3
+    assert inferer(query_of(noise(0)), network).shape == (1, 3, 64, 64, 10)
+
+
+@pytest.mark.parametrize("arguments", [{"radius_px": -1}, {"share": -0.1}, {"epsilon": 0.0}, {"score_reach": 0.0}])
+def test_sharpening_refuses_what_makes_no_window(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        GuidedSharpening(**arguments)
