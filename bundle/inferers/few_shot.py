@@ -356,9 +356,7 @@ class FewShotInferer(Inferer):
         positions = positions.cpu()
         return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
 
-    def _widths(
-        self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None
-    ) -> list[float]:
+    def _widths(self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
         widths = []
         for value in values:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .encoded import EncodedSupport, Placement
 from .location import CellLocator, nearest_slices

@@ -26,9 +26,7 @@ class Remnants:
     share: float = 0.15
     margin: float = 1.33
 
-    def find(
-        self, scores: Tensor, scans: Sequence[EncodedSupport], values: Sequence[int], spacing_mm: float
-    ) -> Tensor:
+    def find(self, scores: Tensor, scans: Sequence[EncodedSupport], values: Sequence[int], spacing_mm: float) -> Tensor:
         """Find them.
 
         Args:

@@ -70,13 +70,7 @@ class SelfMatching:
         return scores
 
     def _match(
-        self,
-        network: nn.Module,
-        features: Tensor,
-        scores: Tensor,
-        possible: Tensor,
-        compete: bool,
-        batch_size: int,
+        self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, batch_size: int
     ) -> Tensor:
         """Scores by the confident cells alone."""
         sure = margins(scores) > self.margin if compete else scores > self.margin
