@@ -97,6 +97,8 @@ class FewShotInferer(Inferer):
         refinement: matches a query to what it is sure of itself; ``None`` for none.
         sharpening: fits the scores to the image; ``None`` for none.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
+        agreement_doubt: where a label wins, scores are divided by one more than this times what its agreement lacks
+            of 1, so that a label which does not give the support's back counts as less sure.
         remnants: what is found at the first or last slice of a query may be the rest of a structure that the scan cuts
             off, or another one that is taken for it. A label there that is unsure and small beside its volume on the
             support, of what as many slices can show, is left out; ``None`` for none.
@@ -126,6 +128,7 @@ class FewShotInferer(Inferer):
         refinement: SelfMatching | None = None,
         sharpening: GuidedSharpening | None = None,
         min_agreement: float = 0.0,
+        agreement_doubt: float = 0.0,
         remnants: Remnants | None = None,
         keep_similarity: bool = False,
     ) -> None:
@@ -148,6 +151,7 @@ class FewShotInferer(Inferer):
         self.refinement = refinement
         self.sharpening = sharpening
         self.min_agreement = min_agreement
+        self.agreement_doubt = agreement_doubt
         self.remnants = remnants
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
@@ -218,9 +222,8 @@ class FewShotInferer(Inferer):
         if compete:
             if self.remnants is not None:
                 scores = leave_out(scores, ~self.remnants.find(scores, encoded, values, query.spacing_mm))
-            if self.filling is not None:
-                doubts = [1.0, *self.filling.doubts(encoded, values)]  # the background is as sure as ever
-                scores = scores / scores.new_tensor(doubts)[scores.argmax(dim=1, keepdim=True)]
+            doubts = F.pad(1 + self.agreement_doubt * (1 - agreement), (1, 0), value=1.0)
+            scores = scores / doubts[scores.argmax(dim=1, keepdim=True)]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +22,16 @@ class SliceFilling:
 
     Args:
         margin: by how much a class must win in a cell for the cell to be labelled.
-        doubt: where a label of a support whose slices are nearly all filled in wins, scores are divided by one more
-            than this, so that it counts as less sure.
 
     Raises:
-        ValueError: for a negative number.
+        ValueError: for a negative margin.
     """
 
     margin: float = 1.0
-    doubt: float = 0.5
 
     def __post_init__(self) -> None:
-        if min(self.margin, self.doubt) < 0:
-            raise ValueError(f"margin and doubt must be at least 0, got {self.margin} and {self.doubt}")
+        if self.margin < 0:
+            raise ValueError(f"margin must be at least 0, got {self.margin}")
 
     @torch.no_grad()
     def __call__(
@@ -72,16 +68,3 @@ class SliceFilling:
         possible = F.pad(weight >= 0.5, (1, 0), value=True)
         sure = (margins(smooth_slices(scores, possible, 0.0)) > self.margin).to(features)
         return scan.filled(todo, sure[:, 1:], sure[:, 0])
-
-    def doubts(self, scans: Sequence[EncodedSupport], values: Sequence[int]) -> list[float]:
-        """What the scores of each label are divided by where it wins.
-
-        1 for a label of supports that are annotated throughout. Supports that annotate it share the doubt, since what
-        is filled in wrong on one is not on the others.
-        """
-        found = []
-        for value in values:
-            filled = [1 - len(scan.slices) / len(scan.answering) for scan in scans if scan.annotates(value)]
-            count = max(len(filled), 1)
-            found.append(1 + self.doubt * (sum(filled) / count) / count)
-        return found

@@ -122,27 +122,3 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))
     found = scores[0][0, 0].as_subclass(torch.Tensor) > 0
     assert (found == (label == 1)).float().mean() > 0.98
-
-
-def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
-    sparse = torch.zeros_like(squares())
-    sparse[..., 3::4] = squares()[..., 3::4]
-
-    def scores(label, annotated=(None,), doubt=0.0):
-        inferer = FewShotInferer(num_slices=1, filling=SliceFilling(doubt=doubt))
-        inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
-        return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
-
-    assert torch.equal(scores(squares()), scores(squares(), doubt=0.5))  # annotated throughout
-    plain, doubted = scores(sparse), scores(sparse, doubt=0.5)
-    labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
-    assert torch.equal(plain[~labelled], doubted[~labelled])
-    ratio = (plain / doubted)[labelled & (plain != 0)]
-    assert 1.2 < float(ratio.min()) <= float(ratio.max()) < 1.5
-    assert float(ratio.max() - ratio.min()) < 1e-4
-    for annotated, share in (((None, None), 2), (({1: 1}, {3: 3}), 1)):  # only what annotates a label shares its doubt
-        plain, doubted = scores(sparse, annotated), scores(sparse, annotated, doubt=0.5)
-        labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
-        shared = (plain / doubted)[labelled & (plain != 0)]
-        expected = torch.full_like(shared, 1 + float(ratio.mean() - 1) / share)
-        torch.testing.assert_close(shared, expected, atol=1e-3, rtol=0)

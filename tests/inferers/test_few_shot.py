@@ -578,6 +578,18 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
     assert (scores[0, 2] < -1e3).all()
 
 
+def test_a_label_that_does_not_give_the_supports_back_is_less_sure_and_the_same(monkeypatch):
+    monkeypatch.setattr(FewShotInferer, "measure_agreement", lambda *_: torch.tensor([0.5, 1.0]))
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    found, scores = segment(given(scan), CountingNetwork(), query_of(noise(0)))
+    same, doubted = segment(given(scan, agreement_doubt=3.0), CountingNetwork(), query_of(noise(0)))
+    assert torch.equal(found, same)
+    for value, divisor in ((0, 1.0), (1, 2.5), (3, 1.0)):
+        at = (found == value).expand_as(scores[0])
+        assert at.any()
+        torch.testing.assert_close(doubted[0][at], scores[0][at] / divisor)
+
+
 def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     unsure, sure = (given(scan, num_slices=1, remnants=Remnants(0.4, margin)) for margin in (1e6, 0.0))
