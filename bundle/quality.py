@@ -27,7 +27,8 @@ def describe_quality(
         warn_fit_below: ``support_fit`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"support_fit": …, "turned_degrees": …, "agreement": {name: …}, "warning": text}``, without what was not
+        ``{"support_fit": …, "turned_degrees": …, "found_by_place": [name, …], "agreement": {name: …}, "warning": text}``,
+        without what was not
         measured or is fine.
     """
     found: dict[str, Any] = {}
@@ -42,6 +43,13 @@ def describe_quality(
     if turn:
         found["turned_degrees"] = 90 * turn
         warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
+    if prediction.meta.get("by_place") is not None:
+        values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
+        shares = torch.as_tensor(prediction.meta["by_place"]).flatten().tolist()
+        placed = [label_name(value, names) for value, share in zip(values, shares) if share > 0]
+        if placed:
+            found["found_by_place"] = placed
+            warnings.append(f"unlike the support's, found by where they must lie: {', '.join(placed)}")
     if prediction.meta.get("agreement") is not None:
         values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
         numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()

@@ -70,7 +70,8 @@ class FewShotInferer(Inferer):
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
-    ``agreement``, see :meth:`measure_agreement`.
+    ``agreement``, see :meth:`measure_agreement`; with ``chunks``, ``by_place``, the share of the scans by which each
+    label is found by its place.
 
     Args:
         support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
@@ -198,7 +199,10 @@ class FewShotInferer(Inferer):
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
-            scores, possible, answering = self._match_extents(network, query, encoded, values, chunks, num_chunks)
+            scores, possible, answering, by_place = self._match_extents(
+                network, query, encoded, values, chunks, num_chunks
+            )
+            meta["by_place"] = by_place[None]
         else:
             placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
             scores, possible = self._match_scans(network, query, placed, values)
@@ -224,6 +228,8 @@ class FewShotInferer(Inferer):
                 scores = leave_out(scores, ~self.remnants.find(scores, encoded, values, query.spacing_mm))
             doubts = F.pad(1 + self.agreement_doubt * (1 - agreement), (1, 0), value=1.0)
             scores = scores / doubts[scores.argmax(dim=1, keepdim=True)]
+        elif self.propagation is not None:
+            scores = scores / (1 + self.propagation.doubt * by_place.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
@@ -417,17 +423,19 @@ class FewShotInferer(Inferer):
         values: Sequence[int],
         chunks: Tensor,
         num_chunks: int,
-    ) -> tuple[Tensor, Tensor, list[tuple[EncodedSupport, Tensor, int]]]:
+    ) -> tuple[Tensor, Tensor, list[tuple[EncodedSupport, Tensor, int]], Tensor]:
         """Match each label alone within its known extent.
 
         Returns:
-            Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, and for each scan the
-            slices ``(D, n * K)`` that answer, and the query's turn.
+            Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, for each scan the slices
+            ``(D, n * K)`` that answer, and the query's turn, and for each label the share of the scans by which it is
+            found by its place ``(n,)``.
         """
         features = query.features()
         out = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
-        answering = []
+        answering: list[tuple[EncodedSupport, Tensor, int]] = []
+        by_place, asking = torch.zeros(len(values)), torch.zeros(len(values))
         for scan in encoded:
             fill = partial(self._fill, network)
             views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
@@ -442,14 +450,17 @@ class FewShotInferer(Inferer):
                 placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
                 own = scores[:, 1] - scores[:, 0]
+                asking[row] += 1
                 if self.propagation is not None and placement.places is not None:
                     batch_size = self.slice_batch_size
-                    own = self.propagation(network, turned[given], own, view, placement.places, batch_size)
+                    found = self.propagation(network, turned[given], own, view, placement.places, batch_size)
+                    if found is not None:
+                        own, by_place[row] = found, by_place[row] + 1
                 out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
             answering.append((scan, asked.flatten(1), turn))
-        return out / weight.clamp(min=1)[..., None, None], weight > 0, answering
+        return out / weight.clamp(min=1)[..., None, None], weight > 0, answering, by_place / asking.clamp(min=1)
 
     def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
         return scan if self.filling is None else self.filling(network, scan, self.locator, self.slice_batch_size)

@@ -28,6 +28,7 @@ class LabelPropagation:
         below: share of the carried label that must be matched to it, in 0..1; with less, it is matched anew.
         band: cells of the feature grid around carried labels that are taken for neither.
         reach: neighboring slices on each side whose cells answer too.
+        doubt: scores of what is found so by all supports are divided by one more than this: it counts as less sure.
 
     Raises:
         ValueError: for a negative number.
@@ -36,10 +37,14 @@ class LabelPropagation:
     below: float = 0.4
     band: int = 2
     reach: int = 3
+    doubt: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.below, self.band, self.reach) < 0:
-            raise ValueError(f"below, band and reach must be at least 0, got {self.below}, {self.band}, {self.reach}")
+        if min(self.below, self.band, self.reach, self.doubt) < 0:
+            raise ValueError(
+                "below, band, reach and doubt must be at least 0, got "
+                f"{self.below}, {self.band}, {self.reach} and {self.doubt}"
+            )
 
     def __call__(
         self,
@@ -49,8 +54,8 @@ class LabelPropagation:
         scan: EncodedSupport,
         places: Tensor,
         batch_size: int,
-    ) -> Tensor:
-        """Keep the scores of one label, or replace them.
+    ) -> Tensor | None:
+        """Match one label anew where it is matched elsewhere than it was carried to.
 
         Args:
             network: the network that matches.
@@ -61,16 +66,16 @@ class LabelPropagation:
             batch_size: slices a pass.
 
         Returns:
-            Scores ``(D, h, w)``.
+            Scores ``(D, h, w)``; ``None`` if the label is matched where it must lie, or too little of it is known.
         """
         carried = sample_places(scan.foreground, places, scan.spacing_mm)  # (D, 1, h, w)
         there = carried > 0.5
         if not there.any() or (scores[:, None] > 0)[there].float().mean() >= self.below:
-            return scores
+            return None
         near = F.max_pool2d(carried, 2 * self.band + 1, stride=1, padding=self.band)
         every = torch.arange(len(features), device=features.device)
         rest = (near[:, 0] < _TRACE).to(features.dtype)
         size = max(1, batch_size // (2 * self.reach + 1))
         found, answering = match_own_cells(network, features, there.to(features.dtype), rest, every, self.reach, size)
         enough = (answering > 0).all(dim=2)[..., None]
-        return torch.where(enough, found[:, 1] - found[:, 0], scores)
+        return torch.where(enough, found[:, 1] - found[:, 0], scores) if enough.any() else None

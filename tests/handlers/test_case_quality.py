@@ -74,3 +74,11 @@ def test_a_turned_scan_is_named(tmp_path, turn, degrees):
     found = describe_quality(prediction(support_turn=torch.tensor([turn])), {}, 0.3, 0.5)
     assert found.get("turned_degrees") == degrees
     assert ("warning" in found) == (f"turned by {degrees} degrees" in found.get("warning", "")) == (turn > 0)
+
+
+@pytest.mark.parametrize(("shares", "names"), [((0.0, 0.0), None), ((0.0, 0.5), ["spleen"])])
+def test_a_label_that_is_found_by_its_place_is_named(shares, names):
+    found = prediction(by_place=torch.tensor([shares]), label_values=torch.tensor([[1, 2]]))
+    read = describe_quality(found, NAMES, 0.3, 0.5)
+    assert read.get("found_by_place") == names
+    assert read.get("warning") == (names and "unlike the support's, found by where they must lie: spleen")

@@ -375,16 +375,24 @@ def test_a_label_that_looks_unlike_the_support_is_found_by_its_place_within_its_
     scan = SupportScan(noise(0), label, 7.0, "a")
     locator = CellLocator(smoothing=(0.2,), smoothing_mm=(8.0,), reach=0, pooling=1)
     truth = torch.stack([label == 1, label == 3])
-    shares = []
+    shares, scores, by_place = [], [], []
     options = {"labels": [1, 3], "num_slices": 1, "filling": SliceFilling(), "locator": locator}
     for propagation in (None, LabelPropagation(below=0.6, band=0, reach=0)):
         inferer = given(scan, **options, propagation=propagation)
-        found = inferer(query, CountingNetwork())[0].as_subclass(torch.Tensor) > 0
+        result = inferer(query, CountingNetwork())
+        scores.append(result[0].as_subclass(torch.Tensor))
+        by_place.append(result.meta["by_place"].tolist())
+        found = scores[-1] > 0
         shares.append((found & truth).flatten(1).sum(dim=1) / truth.flatten(1).sum(dim=1))
     (missed, plain), (placed, same) = shares
     assert missed < 0.1
     assert plain == same > 0.7
     assert placed > 0.8 * plain  # nearly as well as what looks like the support
+    assert by_place == [[[0, 0]], [[1, 0]]]
+    given_, sure = options | {"propagation": propagation}, LabelPropagation(below=0.6, band=0, reach=0, doubt=0.0)
+    undoubted = given(scan, **(given_ | {"propagation": sure}))(query, CountingNetwork())[0].as_subclass(torch.Tensor)
+    torch.testing.assert_close(2 * scores[1][0], undoubted[0])  # less sure
+    assert torch.equal(scores[1][1], undoubted[1])
 
 
 def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
