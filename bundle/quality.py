@@ -27,9 +27,8 @@ def describe_quality(
         warn_fit_below: ``support_fit`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"support_fit": …, "turned_degrees": …, "found_by_place": [name, …], "agreement": {name: …}, "warning": text}``,
-        without what was not
-        measured or is fine.
+        ``{"support_fit": …, "turned_degrees": …, "found_by_place": [name, …], "agreement": {name: …}, "warning":
+        text}``, without what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
