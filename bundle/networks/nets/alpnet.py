@@ -14,6 +14,7 @@ from ..blocks.prototypes import (
     class_prototypes,
     grid_positions,
     local_prototypes,
+    match_cells,
     match_prototypes,
     resize_mask,
     similarity,
@@ -252,8 +253,11 @@ class ALPNet(nn.Module):
                 deep = math.sqrt(self.depth_weight)
                 spots = torch.cat([spots, deep * torch.cat(far, dim=1)[..., None]], dim=2)
                 cells = torch.cat([cells, deep * places[:, 2].flatten(1)[..., None]], dim=2)
-        similar = similarity(query, prototypes, self.temperature, spots, cells)
-        return match_prototypes(similar, valid).reshape(batch, 1 + ways, query.shape[2], query.shape[3])
+        if torch.is_grad_enabled() or query.is_cuda:
+            scores = match_prototypes(similarity(query, prototypes, self.temperature, spots, cells), valid)
+        else:
+            scores = match_cells(query, prototypes, valid, self.temperature, spots, cells)
+        return scores.reshape(batch, 1 + ways, query.shape[2], query.shape[3])
 
     def gate(self, foreground: Tensor, coverage: Tensor) -> Tensor:
         """Whether each class's local prototypes are used: boolean ``(B, way)``."""
