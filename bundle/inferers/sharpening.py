@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .scores import ABSENT, margins
@@ -88,11 +87,18 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
 
     Reference: He, Sun and Tang, IEEE TPAMI 35(6), 2013, https://doi.org/10.1109/TPAMI.2012.213.
     """
+    down, across = (_window(size, radius, values) for size in values.shape[-2:])
 
     def mean(x: Tensor) -> Tensor:
-        rows = F.avg_pool2d(x, (2 * radius + 1, 1), stride=1, padding=(radius, 0), count_include_pad=False)
-        return F.avg_pool2d(rows, (1, 2 * radius + 1), stride=1, padding=(0, radius), count_include_pad=False)
+        return down @ x @ across.T  # several times faster than pooling with a window as wide
 
     guide_mean, value_mean = mean(guide), mean(values)
     slope = (mean(guide * values) - guide_mean * value_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
     return mean(slope) * guide + mean(value_mean - slope * guide_mean)
+
+
+def _window(size: int, radius: int, like: Tensor) -> Tensor:
+    """Matrix ``(size, size)`` whose product with a vector is its mean over a window, which is cut at the ends."""
+    steps = torch.arange(size, device=like.device)
+    inside = ((steps[:, None] - steps).abs() <= radius).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from bundle.data.support import SupportScan
 from bundle.inferers import FewShotInferer, GuidedSharpening
 from bundle.inferers.encoded import label_widths
 from bundle.inferers.scores import ABSENT
+from bundle.inferers.sharpening import guided_filter
 
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
@@ -87,6 +89,24 @@ def test_windows_follow_the_labels_of_all_supports():
     assert inferer._widths(inferer.encode_support(network), [7], None) == [0]  # no scan shows it
     assert GuidedSharpening(radius_px=3, share=0.25).radius(40.0) == 3
     assert inferer(query_of(noise(0)), network).shape == (1, 3, 64, 64, 10)
+
+
+def test_the_guided_filter_is_a_linear_fit_in_every_window():
+    """Against the windows one by one: a line fitted to each, and the mean of the lines that see a pixel."""
+    torch.manual_seed(0)
+    values, guide, radius, epsilon = torch.randn(2, 3, 7, 9), torch.randn(2, 1, 7, 9), 2, 0.1
+    lines = torch.zeros(2, 2, 3, 7, 9)
+    for row, column in np.ndindex(7, 9):
+        at = (..., slice(max(row - radius, 0), row + radius + 1), slice(max(column - radius, 0), column + radius + 1))
+        x, y = guide[at].flatten(2), values[at].flatten(2)
+        slope = ((x * y).mean(2) - x.mean(2) * y.mean(2)) / (x.var(2, unbiased=False) + epsilon)
+        lines[0, ..., row, column], lines[1, ..., row, column] = slope, y.mean(2) - slope * x.mean(2)
+    expected = torch.zeros_like(values)
+    for row, column in np.ndindex(7, 9):
+        at = (..., slice(max(row - radius, 0), row + radius + 1), slice(max(column - radius, 0), column + radius + 1))
+        slope, offset = lines[at].mean(dim=(-2, -1))
+        expected[..., row, column] = slope * guide[..., row, column] + offset
+    torch.testing.assert_close(guided_filter(values, guide, radius, epsilon), expected)
 
 
 @pytest.mark.parametrize("arguments", [{"radius_px": -1}, {"share": -0.1}, {"epsilon": 0.0}, {"score_reach": 0.0}])

@@ -181,6 +181,25 @@ def test_script_and_trace_equal_eager(training):
     torch.testing.assert_close(traced(packed), network(packed), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("scripted", [False, True])
+@pytest.mark.parametrize("located", [False, True])
+def test_matching_without_gradients_gives_the_same_numbers(located, scripted):
+    """A few cells at a time, the last pass not full; and a class without a mask."""
+    network = ALPNet(PatchEncoder(), position_weight=100.0 * located, depth_weight=0.3, testing_window=1).eval()
+    torch.manual_seed(0)
+    query, support = torch.randn(2, 6, 12, 16), torch.randn(2, 3, 6, 12, 16)  # 192 cells
+    foreground, background = torch.rand(2, 6, 12, 16).round(), torch.rand(2, 3, 12, 16).round()
+    foreground[1, 3:] = 0
+    places, depths = (torch.rand(2, 3, 12, 16), torch.rand(2, 3)) if located else (None, None)
+    match = torch.jit.script(network).match if scripted else network.match
+    with torch.enable_grad():
+        expected = network.match(query, support, foreground, background, places, depths)
+    with torch.no_grad():
+        found = match(query, support, foreground, background, places, depths)
+    assert torch.equal(found, expected)
+    assert len(found.unique()) > 0.9 * found[:, :2].numel()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -123,7 +123,7 @@ def similarity(
 def similarity_factors(
     query: Tensor, vectors: Tensor, temperature: float, places: Optional[Tensor] = None, cells: Optional[Tensor] = None
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """What :func:`similarity` multiplies and subtracts: ``(B, P, D + K + 1)``, ``(B, D + K + 1, h * w)``, ``(B, 1, h * w)``.
+    """What :func:`similarity` multiplies, ``(B, P, D + K + 1)`` and ``(B, D + K + 1, h * w)``, and subtracts.
 
     ``|a - b|^2 = |a|^2 - 2 ab + |b|^2``, so that the places ride along in the one product.
     """
