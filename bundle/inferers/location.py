@@ -14,17 +14,16 @@ from ..networks.blocks.prototypes import grid_positions, normalize
 
 
 def describe_slices(features: Tensor, cells: int = 4) -> Tensor:
-    """One unit vector a slice: its features averaged over a coarse grid.
+    """One vector a slice: the directions of its features, averaged over a coarse grid.
 
     Args:
         features: ``(S, D, h, w)``.
         cells: side of the coarse grid.
 
     Returns:
-        ``(S, D * cells * cells)``, centered over the slices of the scan so that what they share does not count.
+        ``(S, D * cells * cells)``.
     """
-    pooled = F.adaptive_avg_pool2d(F.normalize(features, dim=1), cells).flatten(1)
-    return F.normalize(pooled - pooled.mean(dim=0, keepdim=True), dim=1)
+    return F.adaptive_avg_pool2d(F.normalize(features, dim=1), cells).flatten(1)
 
 
 def align_scans(
@@ -33,6 +32,7 @@ def align_scans(
     query_spacing: float,
     support_spacing: float,
     scales: Sequence[float] = (0.8, 0.9, 1.0, 1.1, 1.25),
+    scale_penalty: float = 0.05,
     min_overlap: float = 0.5,
     overlap_penalty: float = 0.3,
     flip_margin: float = 0.1,
@@ -41,12 +41,16 @@ def align_scans(
 ) -> list[tuple[Tensor, float]]:
     """Place of each query slice on the support scan: the affine maps along z with the most similar slices.
 
+    Slices of a map are compared by the cosine of their descriptions, less the mean of the slices that overlap by this
+    map: what a part of a body shares must not tell where it lies in a whole one.
+
     Args:
         query: descriptions ``(Dq, F)`` of the query's slices.
         support: descriptions ``(Ds, F)`` of the support's.
         query_spacing: distance of the query's slices in mm.
         support_spacing: distance of the support's slices in mm.
         scales: body heights of the support relative to the query's that are tried.
+        scale_penalty: what a map loses by the absolute logarithm of its scale.
         min_overlap: smallest share of the shorter scan that has to overlap.
         overlap_penalty: what a map loses if the scans do not overlap at all, in proportion to what does not.
         flip_margin: by how much more similar the slices must be in reverse order for the query to count as upside
@@ -58,19 +62,59 @@ def align_scans(
         The maps, the best first, at least one: positions ``(Dq,)`` in units of the support's slices, beyond
         ``[0, Ds - 1]`` where the support does not reach, and the mean similarity of the overlapping slices.
     """
-    similar = query @ support.T  # (Dq, Ds)
-    slopes = [scale * query_spacing / support_spacing for scale in scales]
-    upright = _lines(similar, slopes, min_overlap, overlap_penalty)
-    reverse = _lines(similar.flip(0), slopes, min_overlap, overlap_penalty)
-    positions = torch.cat([upright[0], reverse[0].flip(1)])
-    means = torch.cat([upright[1], reverse[1]])
-    scores = torch.cat([upright[2], reverse[2] - flip_margin])
+    queries, supports = len(query), len(support)
+    steps = torch.arange(queries, dtype=torch.float64)
+    lines, largest, penalties = [], [], []
+    for scale in scales:
+        slope = scale * query_spacing / support_spacing
+        offsets = torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5, dtype=torch.float64)
+        lines.append(steps * slope + offsets[:, None])
+        largest.append(torch.full_like(offsets, max(1.0, min(queries, supports / slope))))
+        penalties.append(torch.full_like(offsets, scale_penalty * abs(math.log(scale))))
+    upright = torch.cat(lines)
+    positions, possible = torch.cat([upright, upright.flip(1)]), torch.cat(largest * 2)
+    penalty = torch.cat([torch.cat(penalties), torch.cat(penalties) + flip_margin])
+    overlap = (positions > -0.5) & (positions < supports - 0.5)
+    similar = _similarity_in_overlap(query, support, positions.round().clamp(0, supports - 1).long(), overlap)
+    count = overlap.sum(dim=1)
+    means = (similar * overlap).sum(dim=1) / count.clamp(min=1)
+    scores = means - overlap_penalty * (1 - count / possible).clamp(min=0) - penalty
+    scores[count < (min_overlap * possible).clamp(min=1)] = -math.inf
     found: list[tuple[Tensor, float]] = []
-    while len(found) < candidates and (not found or scores.amax() > IMPOSSIBLE):
+    while len(found) < candidates and (not found or scores.amax() > -math.inf):
         best = int(scores.argmax())
-        found.append((positions[best], float(means[best])))
-        scores[(positions - positions[best]).abs().mean(dim=1) < apart] = IMPOSSIBLE
+        found.append((positions[best].float(), float(means[best])))
+        scores[(positions - positions[best]).abs().mean(dim=1) < apart] = -math.inf
     return found
+
+
+def _similarity_in_overlap(query: Tensor, support: Tensor, nearest: Tensor, overlap: Tensor) -> Tensor:
+    """Cosine of each slice and its nearest one by each map ``(L, Dq)``, less the means of what overlaps by it.
+
+    The mean of the whole support counts as one more slice of both means, so that a single slice is compared too.
+
+    Args:
+        query: descriptions ``(Dq, F)``.
+        support: descriptions ``(Ds, F)``.
+        nearest: the support's slice that is nearest to each of the query's by each map ``(L, Dq)``.
+        overlap: whether it counts ``(L, Dq)``.
+    """
+    own = len(query)
+    both = torch.cat([query, support]).cpu().double()  # differences of large numbers
+    products = both @ both.T
+    usual = torch.cat([products.new_zeros(own), products.new_full((len(support),), 1 / len(support))])
+    nearest, counted = nearest + own, overlap.double()
+    total = 1 + counted.sum(dim=1, keepdim=True)
+    of_query = (F.pad(counted, (0, len(support))) + usual) / total  # (L, Dq + Ds): weights of the means
+    of_support = (torch.zeros_like(of_query).scatter_add_(1, nearest, counted) + usual) / total
+    from_query, from_support = of_query @ products, of_support @ products  # the means' products with each slice
+    mean_product = (of_query * from_support).sum(dim=1, keepdim=True)
+    pairs = products[torch.arange(own), nearest] - from_support[:, :own] - from_query.gather(1, nearest) + mean_product
+    squares = products.diagonal()
+    query_norm = squares[:own] - 2 * from_query[:, :own] + (of_query * from_query).sum(dim=1, keepdim=True)
+    support_norm = squares[nearest] - 2 * from_support.gather(1, nearest)
+    support_norm = support_norm + (of_support * from_support).sum(dim=1, keepdim=True)
+    return pairs / (query_norm.clamp(min=1e-9) * support_norm.clamp(min=1e-9)).sqrt()
 
 
 def invert_line(positions: Tensor, count: int, slope: float) -> Tensor:
@@ -91,32 +135,6 @@ def invert_line(positions: Tensor, count: int, slope: float) -> Tensor:
     if abs(found) < slope / 2:
         found = slope if len(positions) == 1 else math.copysign(slope / 2, found)
     return ((torch.arange(count, dtype=torch.float64) - middle) / found + steps.mean()).float()
-
-
-IMPOSSIBLE = -9.0  # score of a map with too little overlap
-
-
-def _lines(
-    similar: Tensor, slopes: Sequence[float], min_overlap: float, overlap_penalty: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All lines ``(L, Dq)`` through a table ``(Dq, Ds)`` of similar slices, their means and scores ``(L,)``."""
-    queries, supports = similar.shape
-    steps = torch.arange(queries, dtype=torch.float32)
-    lines, largest = [], []
-    for slope in slopes:
-        offsets = torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5)
-        lines.append(steps * slope + offsets[:, None])
-        largest.append(torch.full_like(offsets, max(1.0, min(queries, supports / slope))))
-    positions = torch.cat(lines).to(similar.device)
-    possible = torch.cat(largest).to(similar.device)
-    inside = (positions > -0.5) & (positions < supports - 0.5)
-    count = inside.sum(dim=1)
-    nearest = positions.round().clamp(0, supports - 1).long()
-    found = similar[torch.arange(queries, device=similar.device), nearest]
-    means = (found * inside).sum(dim=1) / count.clamp(min=1)
-    scores = means - overlap_penalty * (1 - count / possible).clamp(min=0)
-    enough = count >= (min_overlap * possible).clamp(min=1)
-    return positions, means, torch.where(enough, scores, torch.full_like(scores, IMPOSSIBLE))
 
 
 class CellLocator:

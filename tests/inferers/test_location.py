@@ -7,6 +7,7 @@ import torch
 from bundle.inferers.location import (
     CellLocator,
     QuarterTurns,
+    _similarity_in_overlap,
     align_scans,
     describe_slices,
     invert_line,
@@ -57,15 +58,13 @@ def test_single_slices_find_a_place(query, support):
         assert places.item() == pytest.approx(5, abs=0.5)
 
 
-def test_description_is_centered_and_of_unit_length():
+def test_a_description_has_the_mean_directions_of_coarse_cells():
     features = torch.rand(5, 3, 8, 12, generator=torch.Generator().manual_seed(0)) + 4
     description = describe_slices(features, cells=2)
     assert description.shape == (5, 12)
-    torch.testing.assert_close(description.norm(dim=1), torch.ones(5))
     unit = features / features.norm(dim=1, keepdim=True)
     cells = torch.stack([unit[:, :, r : r + 4, c : c + 6].mean(dim=(2, 3)) for r in (0, 4) for c in (0, 6)], dim=2)
-    literal = cells.flatten(1) - cells.flatten(1).mean(dim=0)
-    torch.testing.assert_close(description, literal / literal.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(description, cells.flatten(1))
 
 
 def test_nearest_slices_by_hand():
@@ -160,7 +159,38 @@ def test_of_lines_as_similar_the_one_that_overlaps_more_counts():
     same = torch.ones(12, 5)  # every slice is like every other
     [(places, fit)] = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
     assert ((places > -0.5) & (places < 11.5)).all()
-    assert fit == pytest.approx(5.0)  # the similarity itself, without the penalty
+    assert fit == pytest.approx(0.0, abs=1e-5)  # nothing tells, and the penalty is not in it
+
+
+def test_slices_are_compared_less_what_the_overlap_shares():
+    torch.manual_seed(0)
+    query, support = torch.rand(6, 20) + 3, torch.rand(9, 20) + 3
+    maps = {0: slice(0, 6), 5: slice(0, 4), -3: slice(3, 6)}  # offsets and the query's slices that overlap
+    for offset, overlap in maps.items():
+        nearest = (torch.arange(6) + offset).clamp(0, 8)[None]
+        inside = torch.zeros(1, 6, dtype=torch.bool)
+        inside[0, overlap] = True
+        (found,) = _similarity_in_overlap(query, support, nearest, inside)
+        usual = support.mean(dim=0, keepdim=True)  # one slice more
+        own = query - torch.cat([query[overlap], usual]).mean(dim=0)
+        other = support - torch.cat([support[nearest[0]][overlap], usual]).mean(dim=0)
+        expected = torch.nn.functional.cosine_similarity(own, other[nearest[0]], dim=1)
+        torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=0)
+
+
+def test_half_a_body_is_found_on_a_whole_one():
+    """Slices of the half have much in common that the whole has not."""
+    whole = bodies(torch.arange(40) * 7.0)
+    whole[:20, :8] += 1.0
+    [(places, _)] = align_scans(whole[:20], whole, 7.0, 7.0)
+    torch.testing.assert_close(places, torch.arange(20.0))
+
+
+def test_of_scales_that_fit_alike_the_one_nearer_to_one_counts():
+    same = torch.ones(12, 5)
+    for scales in ((0.8, 1.0, 1.25), (1.25, 1.0, 0.8)):
+        [(places, _)] = align_scans(same, torch.ones(30, 5), 7.0, 7.0, scales=scales)
+        assert (places.diff() == 1).all()
 
 
 def test_candidates_differ_and_the_best_comes_first():
