@@ -215,9 +215,10 @@ def test_equal_calls_give_equal_answers():
 @pytest.fixture
 def files(tmp_path):
     """Two labelled scans in a folder."""
+    affine = np.diag([2.0, 2.0, 7.0, 1.0])  # as the queries have it
     for name, seed in (("a", 0), ("b", 1)):
-        save_nifti(tmp_path / f"{name}.nii.gz", noise(seed)[0].numpy())
-        save_nifti(tmp_path / f"{name}_label.nii.gz", squares().numpy().astype(np.uint8))
+        save_nifti(tmp_path / f"{name}.nii.gz", noise(seed)[0].numpy(), affine)
+        save_nifti(tmp_path / f"{name}_label.nii.gz", squares().numpy().astype(np.uint8), affine)
     return tmp_path
 
 
@@ -246,7 +247,7 @@ def count_encoded(inferer, network, query):
 def test_files_give_what_scans_in_memory_give(files):
     network = make_tiny()
     _, stored = segment(from_files(files, "a"), network, query_of(noise(4)))
-    _, held = segment(given(SupportScan(noise(0), squares(), 1.0, "a")), network, query_of(noise(4)))
+    _, held = segment(given(SupportScan(noise(0), squares(), 7.0, "a")), network, query_of(noise(4)))
     torch.testing.assert_close(stored, held)
 
 
