@@ -83,6 +83,8 @@ class FewShotInferer(Inferer):
         description_cells: side of the grid over which a slice's features are averaged for the alignment.
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
             the one counts whose located cells are the most similar to the support's.
+        trial_slices: slices of the query, evenly spread, on which candidates and turns are tried.
+        flip_doubt: by how much more similar its cells must be for a query to count as upside down.
         locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
         turning: quarter turns in the plane that are tried where a query fits a scan badly; ``None`` for none. They
             need a locator, odd ones a square frame too.
@@ -118,6 +120,8 @@ class FewShotInferer(Inferer):
         num_slices: int = 1,
         description_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
+        trial_slices: int = 12,
+        flip_doubt: float = 0.0,
         locator: CellLocator | None = None,
         turning: QuarterTurns | None = None,
         propagation: LabelPropagation | None = None,
@@ -141,6 +145,8 @@ class FewShotInferer(Inferer):
         self.num_slices = num_slices
         self.description_cells = description_cells
         self.alignment = dict(alignment or {})
+        self.trial_slices = trial_slices
+        self.flip_doubt = flip_doubt
         self.locator = locator
         self.turning = turning if locator is not None else None
         self.propagation = propagation
@@ -309,7 +315,7 @@ class FewShotInferer(Inferer):
         if self.turning is None or upright.fit >= self.turning.below:
             return upright
         height, width = query.volume.shape[-2:]
-        step = math.ceil(len(query.volume) / self.turning.num_slices)
+        step = math.ceil(len(query.volume) / self.trial_slices)
         turns = [0, *(turn for turn in self.turning.turns if height == width or turn % 2 == 0)]
         parts = {turn: query.part(turn, step) for turn in turns}
         tried = {turn: self._place_features(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
@@ -345,25 +351,27 @@ class FewShotInferer(Inferer):
         """
         description = describe_slices(features, self.description_cells)
         lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
-        if self.locator is None:
-            positions, fit = lines[0]
-            return self._place_on_line(features, scan, positions, spacing_mm)._replace(fit=fit)
-        found = []
-        for line, _ in lines[:num_lines]:
-            placement = self._place_on_line(features, scan, line, spacing_mm)
-            if placement.places is not None:
-                fit = located_similarity(features, scan.features, placement.places, scan.spacing_mm)
-                found.append(placement._replace(fit=fit))
-        return max(found, key=lambda placement: placement.fit)
+        line, fit = lines[0]
+        if self.locator is not None and len(lines) > 1:
+            step = math.ceil(len(features) / self.trial_slices)
+
+            def rate(line: Tensor) -> float:
+                tried = self._place_on_line(features[::step], scan, line[::step], spacing_mm * step)
+                return tried.fit - self.flip_doubt * float(line[-1] < line[0])
+
+            line, _ = max(lines, key=lambda found: rate(found[0]))
+        placement = self._place_on_line(features, scan, line, spacing_mm)
+        return placement if self.locator is not None else placement._replace(fit=fit)
 
     def _place_on_line(self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float) -> Placement:
-        """Where slices whose rough positions along z are known lie on a scan; how well they fit is left open."""
-        places = None
+        """Where slices whose rough positions along z are known lie on a scan; their fit is that of located cells."""
+        places, fit = None, 0.0
         if self.locator is not None:
             places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
+            fit = located_similarity(features, scan.features, places, scan.spacing_mm)
         positions = positions.cpu()
-        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
+        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
 
     def _widths(self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""

@@ -55,7 +55,8 @@ def align_scans(
         overlap_penalty: what a map loses if the scans do not overlap at all, in proportion to what does not.
         flip_margin: by how much more similar the slices must be in reverse order for the query to count as upside
             down; a header that lies about the direction of z does that.
-        candidates: how many maps are wanted.
+        candidates: how many maps are wanted. If all of several go the same way along z, the best of the other way is
+            added.
         apart: by how many of the support's slices they differ at least, on average.
 
     Returns:
@@ -80,12 +81,20 @@ def align_scans(
     means = (similar * overlap).sum(dim=1) / count.clamp(min=1)
     scores = means - overlap_penalty * (1 - count / possible).clamp(min=0) - penalty
     scores[count < (min_overlap * possible).clamp(min=1)] = -math.inf
-    found: list[tuple[Tensor, float]] = []
+    upwards = torch.arange(len(positions)) < len(upright)
+    found: list[int] = []
+
+    def add_best_of(among: Tensor) -> None:
+        found.append(int(among.argmax()))
+        scores[(positions - positions[found[-1]]).abs().mean(dim=1) < apart] = -math.inf
+
     while len(found) < candidates and (not found or scores.amax() > -math.inf):
-        best = int(scores.argmax())
-        found.append((positions[best].float(), float(means[best])))
-        scores[(positions - positions[best]).abs().mean(dim=1) < apart] = -math.inf
-    return found
+        add_best_of(scores)
+    for way in (upwards, ~upwards):
+        others = scores.where(way, scores.new_tensor(-math.inf))
+        if candidates > 1 and not way[found].any() and others.amax() > -math.inf:
+            add_best_of(others)
+    return [(positions[index].float(), float(means[index])) for index in found]
 
 
 def _similarity_in_overlap(query: Tensor, support: Tensor, nearest: Tensor, overlap: Tensor) -> Tensor:
@@ -257,24 +266,19 @@ class QuarterTurns:
             fit below ``doubt_below`` the positions are told apart by their agreement as well: the fit alone mistakes
             one side of the heart for the other, the agreement alone turns what is symmetric.
         doubt_below: see ``doubt``.
-        num_slices: slices of the query, evenly spread, that are tried.
 
     Raises:
-        ValueError: for another turn, or no slices.
+        ValueError: for another turn.
     """
 
     turns: Sequence[int] = (1, 2, 3)
     below: float = 0.6
     doubt: float = 0.06
     doubt_below: float = 0.5
-    num_slices: int = 12
 
     def __post_init__(self) -> None:
-        if not set(self.turns) <= {1, 2, 3} or self.num_slices < 1:
-            raise ValueError(
-                f"turns must be among 1, 2 and 3, and num_slices at least 1, got {list(self.turns)} and "
-                f"{self.num_slices}"
-            )
+        if not set(self.turns) <= {1, 2, 3}:
+            raise ValueError(f"turns must be among 1, 2 and 3, got {list(self.turns)}")
 
     def choose(self, upright: float, fits: Mapping[int, float], agreement: Callable[[int], float]) -> int:
         """The turn that is believed.

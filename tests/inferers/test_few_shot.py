@@ -400,11 +400,11 @@ def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     for arguments, encoded in (
         ({"below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
-        ({"num_slices": 5}, 2 * DEPTH + 4 * 5),
-        ({"num_slices": 5, "turns": (2,)}, 2 * DEPTH + 2 * 5),
+        ({}, 2 * DEPTH + 4 * 5),
+        ({"turns": (2,)}, 2 * DEPTH + 2 * 5),
     ):
         network = CountingNetwork()
-        segment(given(scan, num_slices=1, **turning(**arguments)), network, query_of(noise(0)))
+        segment(given(scan, num_slices=1, trial_slices=5, **turning(**arguments)), network, query_of(noise(0)))
         assert network.encoded == encoded
 
 
@@ -571,6 +571,33 @@ def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
     found, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
     assert (found[..., 8:] == 0).all()
     assert (found[8:32, 16:40, 4] != 1).any()
+
+
+@pytest.mark.parametrize(("flip_doubt", "upright"), [(0.0, False), (3.0, True)])
+def test_a_query_must_fit_better_by_the_doubt_to_count_as_upside_down(flip_doubt, upright, monkeypatch):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    up = torch.arange(float(DEPTH))
+    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
+    inferer = given(scan, locator=CellLocator([], []), flip_doubt=flip_doubt)
+    found, scores = segment(inferer, CountingNetwork(), query_of(noise(0).flip(-1)))
+    assert ((found == squares().flip(-1)).float().mean() > 0.98) == (not upright)
+    assert (float(scores.meta["support_fit"]) > 0.9) == (not upright)
+
+
+@pytest.mark.parametrize(("trial_slices", "tried"), [(12, DEPTH), (5, 5), (3, 3)])
+def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    sizes = []
+    rate = few_shot.located_similarity
+    monkeypatch.setattr(
+        few_shot, "located_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
+    )
+    inferer = given(scan, locator=CellLocator([], []), trial_slices=trial_slices, alignment={"candidates": 3})
+    found, _ = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    assert (found == squares()).float().mean() > 0.98
+    assert len(sizes) > 4
+    assert set(sizes[:-2]) == {tried}
+    assert sizes[-2:] == [DEPTH, DEPTH]  # the chosen one, and the support on the query
 
 
 def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):

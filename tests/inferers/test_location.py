@@ -204,6 +204,13 @@ def test_candidates_differ_and_the_best_comes_first():
         assert all((line - other).abs().mean() >= 3.0 for other, _ in lines[:index])
 
 
+def test_one_candidate_at_least_goes_the_other_way():
+    support = bodies(torch.arange(30) * 7.0)
+    for query, ways in ((support, [True, True, False]), (support.flip(0), [False, False, True])):
+        lines = align_scans(query, support, 7.0, 7.0, min_overlap=0.9, candidates=2)
+        assert [bool((line.diff() > 0).all()) for line, _ in lines] == ways
+
+
 def test_no_more_candidates_than_there_are():
     one = bodies(torch.zeros(1))
     assert len(align_scans(one, one, 7.0, 7.0, candidates=5)) == 1
@@ -255,7 +262,7 @@ def test_a_turn_is_believed_if_it_fits_clearly_better_or_agrees(upright, fits, c
     assert seen == asked
 
 
-@pytest.mark.parametrize("arguments", [{"turns": [0, 1]}, {"turns": [4]}, {"num_slices": 0}])
+@pytest.mark.parametrize("arguments", [{"turns": [0, 1]}, {"turns": [4]}, {"turns": [2, 5]}])
 def test_other_turns_than_quarter_turns_are_refused(arguments):
     with pytest.raises(ValueError, match="turns must be among 1, 2 and 3"):
         QuarterTurns(**arguments)
