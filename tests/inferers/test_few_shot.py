@@ -624,6 +624,9 @@ def test_a_label_that_does_not_give_the_supports_back_is_less_sure_and_the_same(
         at = (found == value).expand_as(scores[0])
         assert at.any()
         torch.testing.assert_close(doubted[0][at], scores[0][at] / divisor)
+    _, shared = segment(given(*[scan] * 4, agreement_doubt=3.0), CountingNetwork(), query_of(noise(0)))
+    at = (found == 1).expand_as(scores[0])
+    torch.testing.assert_close(shared[0][at], scores[0][at] / 1.75)  # a half of the doubt
 
 
 def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
