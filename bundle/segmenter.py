@@ -144,6 +144,28 @@ class FewShotSegmenter:
         self.inferer.set_support(support)
         self._ready = True
 
+    def set_bridges(
+        self, images: Scan | Sequence[Scan], *, affine: Any = None, spacing: Sequence[float] | None = None
+    ) -> None:
+        """Take unlabelled scans as bridges, which pass the support's labels on; they replace the earlier ones.
+
+        The segmenter must want them: ``from_bundle(path, num_bridges=3)`` or more.
+
+        Args:
+            images: a scan or a list of scans; an empty list for none.
+            affine: of every image, see :meth:`segment`.
+            spacing: the same.
+
+        Raises:
+            RuntimeError: if the segmenter does not want bridges.
+            ValueError, TypeError, FileNotFoundError: for what :meth:`segment` says of its image.
+        """
+        frames = []
+        for number, image in enumerate(_listed(images), 1):
+            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"bridge {number}"
+            frames.append(_apply(self._framers, {IMAGE: self._read(image, name, affine, spacing)})[IMAGE])
+        self.inferer.set_bridges(frames)
+
     @torch.no_grad()
     def segment(
         self, image: Scan, *, affine: Any = None, spacing: Sequence[float] | None = None, confidence: bool = False

@@ -23,7 +23,8 @@ from monai.transforms import LoadImage, Orientation, Spacing
 
 from bundle import FewShotSegmenter
 from bundle.atomic import replacing, write_json, write_text
-from bundle.data import case_name, evaluation_split, label_names, support_slices
+from bundle.data import case_name, choose_bridges, evaluation_split, label_names, support_slices
+from bundle.keys import IMAGE
 from bundle.metrics import scan_dice
 from bundle.transforms import BodyMask, OrientSlices
 from bundle.visualize import overlay_figure, save_figure, spread, to_planes
@@ -41,12 +42,14 @@ class Condition:
         name: what the table calls it.
         supports: number of labelled scans.
         slices: labelled slices of each of them; 0 for all.
+        bridges: number of unlabelled scans that pass the labels on.
         change: what happens to a query and its truth; ``None`` for nothing.
     """
 
     name: str
     supports: int = 1
     slices: int = 0
+    bridges: int = 0
     change: Callable[[Pair], Pair] | None = None
 
     @property
@@ -117,6 +120,7 @@ CONDITIONS = {
         Condition("oblique", change=tilt),
         Condition("3 supports", supports=3),
         Condition("5 supports", supports=5),
+        Condition("1 support, 3 bridges", bridges=3),
         Condition("1 support, 3 slices", slices=3),
         Condition("3 supports, 3 slices", supports=3, slices=3),
         Condition("5 supports, 3 slices", supports=5, slices=3),
@@ -147,7 +151,7 @@ def volumes(
         folds: folds to measure.
         seeds: seeds of the trainings.
         cases: names of the queries, such as chaos_01; by default all.
-        conditions: rows of the table.
+        conditions: rows of the table. Bridges are scans of the fold's training part, without their labels.
         num_folds: folds of the data set.
         config: overlays on configs/inference.json, such as configs/abdomen_ct.json.
         overrides: further ids of the config, {"num_slices": 3}.
@@ -163,7 +167,8 @@ def volumes(
         for seed in seeds:
             weights = Path(runs) / "setting1" / f"fold{fold}_seed{seed}" / "models" / "model_final.pt"
             files = ["configs/inference.json", *config]
-            segmenter = FewShotSegmenter.from_bundle(ROOT, files, **{"ckpt_path": str(weights), **(overrides or {})})
+            ids = {"ckpt_path": str(weights), "num_bridges": max(c.bridges for c in CONDITIONS.values())}
+            segmenter = FewShotSegmenter.from_bundle(ROOT, files, **{**ids, "bridge_images": [], **(overrides or {})})
             split = evaluation_split(dataset_dir, "volume", fold, num_folds)
             queries = [q for q in split["queries"] if cases is None or case_name(q["image"]) in cases]
             run = {"fold": fold, "seed": seed}
@@ -201,7 +206,7 @@ def measure_fold(
     folder = output / "cases" / f"fold{run['fold']}_seed{run['seed']}"
     loaded: dict[str, Pair] = {}
     results = []
-    for (count, slices), group in groupby(conditions, lambda condition: (condition.supports, condition.slices)):
+    for (count, slices, bridges), group in groupby(conditions, lambda c: (c.supports, c.slices, c.bridges)):
         ready = False
         for condition in group:
             for query in queries:
@@ -210,6 +215,7 @@ def measure_fold(
                 if not file.is_file():
                     if not ready:
                         set_support(segmenter, [*split["support"], *extra][:count], slices)
+                        segmenter.set_bridges([entry[IMAGE] for entry in choose_bridges(split["train"], bridges)])
                         ready = True
                     if case not in loaded:
                         loaded[case] = load_pair(query)

@@ -613,6 +613,18 @@ def test_a_bad_query_is_left_out_by_name_and_the_others_are_segmented(run_config
     assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"left out: {bad}: ")]
 
 
+def test_a_bad_bridge_is_left_out_by_name(run_config, folder, caplog):
+    bad = folder.root / "imagesTs" / "bad.nii.gz"
+    copy(folder.query, bad)
+    folder.rewrite(bad, with_nan)
+    images = [{"image": str(bad)}, {"image": str(folder.image)}]
+    queries = [{"image": str(folder.query)}]
+    chosen = {"support": SUPPORT, "datalist": queries, "num_bridges": 2, "bridge_images": images}
+    out = run_config("inference", dataset_dir=str(folder.root), **chosen)
+    assert [path.name for path in out.rglob("*_seg.nii.gz")] == ["phantom_05_seg.nii.gz"]
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"left out: {bad}: ")]
+
+
 def test_a_bad_image_is_left_out_by_name_and_the_others_train(run_config, folder, tmp_path, caplog):
     truncate(folder.image)
     run_config("train", dataset_dir=str(folder.root))

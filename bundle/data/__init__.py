@@ -8,7 +8,7 @@ from .preflight import check_run, check_training
 from .prepare_episodes import PrepareEpisodes
 from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 from .read_ahead import ReadAheadLoader
-from .support import SupportScan, default_support, load_support, query_list, resolve_support
+from .support import SupportScan, choose_bridges, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_folder",
     "check_run",
     "check_training",
+    "choose_bridges",
     "default_support",
     "evaluation_split",
     "fold_cases",

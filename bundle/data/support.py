@@ -134,6 +134,18 @@ def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, An
     return [{IMAGE: image} for image in images if case_name(image) not in known]
 
 
+def choose_bridges(entries: Sequence[Mapping[str, Any]], count: int, spare: int = 0) -> list[dict[str, str]]:
+    """Evenly spread scans, without their labels, that may pass the support's labels on, see :class:`Bridges`.
+
+    Args:
+        entries: ``[{"image": path}, …]``.
+        count: how many; 0 for none.
+        spare: so many more, since a query is no bridge to itself.
+    """
+    wanted = min(count + spare, len(entries)) if count > 0 else 0
+    return [{IMAGE: entries[int((k + 0.5) * len(entries) / wanted)][IMAGE]} for k in range(wanted)]
+
+
 def load_support(
     entry: Mapping[str, Any], preprocessing: Callable[[dict], Mapping[str, Any]], labels: Sequence[int] | None = None
 ) -> SupportScan:

@@ -36,6 +36,7 @@ class FinishedCases:
         settings: objects and values that decide about the results: network, preprocessing, inferer, …
         weights: file with the network's weights.
         support: ``[{"image": path, "label": path}, …]``.
+        bridges: ``[{"image": path}, …]`` that pass the support's labels on.
         dataset_dir: folder to which paths of the support may be relative.
         table: CSV file with a column ``case`` that must list a case for it to count as finished; ``None`` for none.
         resume: ``False`` segments every case.
@@ -47,6 +48,7 @@ class FinishedCases:
         settings: Mapping[str, Any],
         weights: str | os.PathLike,
         support: Sequence[Mapping[str, Any]],
+        bridges: Sequence[Mapping[str, Any]] = (),
         dataset_dir: str | os.PathLike | None = None,
         table: str | os.PathLike | None = None,
         resume: bool = True,
@@ -55,6 +57,7 @@ class FinishedCases:
         self.settings = dict(settings)
         self.weights = weights
         self.support = list(support)
+        self.bridges = bridges  # of which bad ones are taken out
         self.dataset_dir = dataset_dir
         self.table = Path(table) if table else None
         self.resume = resume
@@ -123,6 +126,7 @@ class FinishedCases:
             [file_state(entry[IMAGE]), file_state(entry[LABEL]), describe(dict(entry))]
             for entry in resolve_support(self.support, self.dataset_dir)
         ]
-        parts: list[Any] = [describe(self.settings), file_state(self.weights), support]
+        bridges = [file_state(entry[IMAGE]) for entry in self.bridges]
+        parts: list[Any] = [describe(self.settings), file_state(self.weights), support, bridges]
         parts += [installed_versions(PACKAGES), code_digest()]
         return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Inference: whole volumes from labelled scans."""
 
+from .bridges import Bridges
 from .few_shot import FewShotInferer
 from .filling import SliceFilling
 from .location import CellLocator, QuarterTurns
@@ -9,6 +10,7 @@ from .self_matching import SelfMatching
 from .sharpening import GuidedSharpening
 
 __all__ = [
+    "Bridges",
     "CellLocator",
     "FewShotInferer",
     "GuidedSharpening",

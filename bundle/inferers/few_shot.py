@@ -25,6 +25,7 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
+from .bridges import Bridges
 from .encoded import EncodedQuery, EncodedSupport, Placement, turn_back
 from .filling import SliceFilling
 from .location import (
@@ -90,6 +91,7 @@ class FewShotInferer(Inferer):
             need a locator, odd ones a square frame too.
         propagation: what finds a label within a known extent by its place, where its look misleads; ``None`` for
             nothing. It needs a locator. Without a known extent, a label may be absent, and is not looked for so.
+        bridges: unlabelled scans that pass the support's labels on; ``None`` for none. They need a locator.
         fit_temperature: scans that fit less by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
@@ -126,6 +128,7 @@ class FewShotInferer(Inferer):
         locator: CellLocator | None = None,
         turning: QuarterTurns | None = None,
         propagation: LabelPropagation | None = None,
+        bridges: Bridges | None = None,
         fit_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
@@ -151,6 +154,7 @@ class FewShotInferer(Inferer):
         self.locator = locator
         self.turning = turning if locator is not None else None
         self.propagation = propagation
+        self.bridges = bridges if locator is not None else None
         self.fit_temperature = fit_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
@@ -163,7 +167,9 @@ class FewShotInferer(Inferer):
         self.remnants = remnants
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
+        self._given_bridges: list[Tensor] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
+        self._bridged: OrderedDict[tuple, tuple[list[EncodedSupport], EncodedSupport | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def set_support(self, scans: Sequence[SupportScan]) -> None:
@@ -171,6 +177,21 @@ class FewShotInferer(Inferer):
         with self._lock:
             self._given = list(scans)
             self._cache.clear()
+            self._bridged.clear()
+
+    def set_bridges(self, images: Sequence[Tensor]) -> None:
+        """Use unlabelled scans in memory, ``(C, H, W, D)`` in the network's frame, instead of files as bridges.
+
+        An empty sequence goes back to the files.
+
+        Raises:
+            RuntimeError: without ``bridges``, which say how many are used, or without a locator.
+        """
+        if self.bridges is None or self.bridges.count == 0:
+            raise RuntimeError("no bridges are wanted: set num_bridges, and a locator")
+        with self._lock:
+            self._given_bridges = list(images)
+            self._bridged.clear()
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> MetaTensor:
         """Segment one query.
@@ -196,23 +217,25 @@ class FewShotInferer(Inferer):
                 f"image sides must be multiples of the stride {stride}, got {inputs.shape[2]} x {inputs.shape[3]}; "
                 "change image_size"
             )
-        check_volume(inputs[0], str(_first(meta.get("filename_or_obj", "query"))))
+        name = str(_first(meta.get("filename_or_obj", "query")))
+        check_volume(inputs[0], name)
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         encoded = self.encode_support(network, meta.get("support"), volume.device)
         values = self.label_values(encoded)
+        bridges = self._encode_bridges(network, encoded, values, name, volume.device)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
-        features = query.features()
         num_chunks = None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
             scores, possible, answering, by_place = self._match_extents(
-                network, query, encoded, values, chunks, num_chunks
+                network, query, encoded, bridges, values, chunks, num_chunks
             )
             meta["by_place"] = by_place[None]
         else:
             placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
-            scores, possible = self._match_scans(network, query, placed, values)
+            between = [(scan, self._place(network, query, scan, [scan])) for scan in bridges]
+            scores, possible = self._match_scans(network, query, [*placed, *between], values)
             answering = [(scan, placement.chosen, placement.turn) for scan, placement in placed]
             best = max((placement for _, placement in placed), key=lambda placement: placement.fit)
             meta["support_fit"], meta["support_turn"] = torch.tensor([best.fit]), torch.tensor([best.turn])
@@ -220,11 +243,7 @@ class FewShotInferer(Inferer):
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
             meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
         compete = num_chunks is None
-        smooth = partial(smooth_slices, possible=possible, sigma=self.smoothing_mm / query.spacing_mm)
-        scores = smooth(scores)
-        if self.refinement is not None:
-            batch_size = self.slice_batch_size
-            scores = self.refinement(network, features, scores, possible, compete, smooth, batch_size)
+        scores = self._refine(network, query, scores, possible, compete)
         if compete:
             agreement = self.measure_agreement(network, query, placed, values, scores)
             meta["agreement"] = agreement[None].cpu()
@@ -298,6 +317,58 @@ class FewShotInferer(Inferer):
         while len(self._cache) > max(self.cache_size, len(self.support), in_use):
             self._cache.popitem(last=False)
         return encoded
+
+    def _encode_bridges(
+        self, network: nn.Module, encoded: list[EncodedSupport], values: list[int], query: str, device: Any
+    ) -> list[EncodedSupport]:
+        """Bridges of a query in a file, segmented by the support, or taken from the cache."""
+        if self.bridges is None or self.bridges.count == 0:
+            return []
+        load: dict[tuple, Callable[[], Tensor]] = {}
+        if self._given_bridges:
+            given = self._given_bridges[: self.bridges.count]
+            load = {("given", i): partial(lambda v: v, v) for i, v in enumerate(given)}
+        elif self.preprocessing is not None:
+            files, frame = self.bridges.choose(query), self.preprocessing
+            load = {(file, *file_state(file)): partial(lambda f: frame({IMAGE: f})[IMAGE], file) for file in files}
+        weights = [*network.parameters(), *network.buffers()]
+        used = (*map(id, encoded), *values, id(network), sum(w._version for w in weights))
+        found = []
+        with self._lock:
+            for key, read in load.items():
+                if (key, used) not in self._bridged:
+                    bridge = self._encode_bridge(network, encoded, values, read().to(device))
+                    self._bridged[key, used] = (encoded, bridge)  # keeps the supports, by whose numbers it is known
+                self._bridged.move_to_end((key, used))
+                found.append(self._bridged[key, used][1])
+            while len(self._bridged) > max(self.cache_size, len(load)):
+                self._bridged.popitem(last=False)
+        return [bridge for bridge in found if bridge is not None]
+
+    def _encode_bridge(
+        self, network: nn.Module, encoded: Sequence[EncodedSupport], values: list[int], image: Tensor
+    ) -> EncodedSupport | None:
+        volume = image.as_subclass(Tensor).movedim(-1, 0)
+        query = EncodedQuery(volume, slice_spacing(image), partial(self._encode, network))
+        placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
+        scores, possible = self._match_scans(network, query, placed, values)
+        scores = self._refine(network, query, scores, possible, True)
+        agreement = self.measure_agreement(network, query, placed, values, scores)
+        features = query.features()
+        description = describe_slices(features, self.description_cells)
+        assert self.bridges is not None
+        return self.bridges.encode(features, query.spacing_mm, values, scores, agreement, description)
+
+    def _refine(
+        self, network: nn.Module, query: EncodedQuery, scores: Tensor, possible: Tensor, compete: bool
+    ) -> Tensor:
+        """Smooth what was matched, and match the query to what it is sure of itself."""
+        smooth = partial(smooth_slices, possible=possible, sigma=self.smoothing_mm / query.spacing_mm)
+        scores = smooth(scores)
+        if self.refinement is None:
+            return scores
+        features = query.features()
+        return self.refinement(network, features, scores, possible, compete, smooth, self.slice_batch_size)
 
     def _encode(self, network: nn.Module, slices: Tensor) -> Tensor:
         with torch.no_grad():
@@ -431,6 +502,7 @@ class FewShotInferer(Inferer):
         network: nn.Module,
         query: EncodedQuery,
         encoded: Sequence[EncodedSupport],
+        bridges: Sequence[EncodedSupport],
         values: Sequence[int],
         chunks: Tensor,
         num_chunks: int,
@@ -447,9 +519,16 @@ class FewShotInferer(Inferer):
         weight = features.new_zeros(len(features), len(values))
         answering: list[tuple[EncodedSupport, Tensor, int]] = []
         by_place, asking = torch.zeros(len(values)), torch.zeros(len(values))
-        for scan in encoded:
-            fill = partial(self._fill, network)
-            views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
+        fill = partial(self._fill, network)
+        for scan in [*encoded, *bridges]:
+            bridge = any(scan is other for other in bridges)
+            views = {
+                value: (
+                    scan.only(value, scan.answering.tolist()) if bridge else scan.as_published(value, num_chunks, fill)
+                )
+                for value in values
+                if value in scan.values
+            }
             turn = self._place(network, query, scan, [*views.values()]).turn if self.turning else 0
             turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
@@ -461,8 +540,8 @@ class FewShotInferer(Inferer):
                 placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
                 own = scores[:, 1] - scores[:, 0]
-                asking[row] += 1
-                if self.propagation is not None and placement.places is not None:
+                asking[row] += not bridge
+                if self.propagation is not None and placement.places is not None and not bridge:
                     batch_size = self.slice_batch_size
                     found = self.propagation(network, turned[given], own, view, placement.places, batch_size)
                     if found is not None:
@@ -470,7 +549,8 @@ class FewShotInferer(Inferer):
                 out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
-            answering.append((scan, asked.flatten(1), turn))
+            if not bridge:
+                answering.append((scan, asked.flatten(1), turn))
         return out / weight.clamp(min=1)[..., None, None], weight > 0, answering, by_place / asking.clamp(min=1)
 
     def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:

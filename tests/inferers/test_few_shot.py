@@ -229,10 +229,10 @@ def entry(name):
 def from_files(folder, *names, **arguments):
     steps = Compose(
         [
-            LoadImaged(["image", "label"]),
-            EnsureChannelFirstd(["image", "label"]),
-            OrientSlicesd(["image", "label"]),
-            SliceFramed(["image", "label"], None, (SIZE, SIZE), mode=["bilinear", "nearest"]),
+            LoadImaged(["image", "label"], allow_missing_keys=True),
+            EnsureChannelFirstd(["image", "label"], allow_missing_keys=True),
+            OrientSlicesd(["image", "label"], allow_missing_keys=True),
+            SliceFramed(["image", "label"], None, (SIZE, SIZE), ["bilinear", "nearest"], allow_missing_keys=True),
         ]
     )
     return FewShotInferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
