@@ -66,6 +66,9 @@ class FewShotInferer(Inferer):
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
     weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
 
+    Unlabelled scans may stand between support and query: the support segments them once, and what is sure on them
+    answers as further support scans do, see :class:`Bridges`.
+
     Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
     tried in quarter turns, and matched to this scan as it fits best.
 
@@ -345,6 +348,7 @@ class FewShotInferer(Inferer):
                 self._bridged.popitem(last=False)
         return [bridge for bridge in found if bridge is not None]
 
+    @torch.no_grad()
     def _encode_bridge(
         self, network: nn.Module, encoded: Sequence[EncodedSupport], values: list[int], image: Tensor
     ) -> EncodedSupport | None:
