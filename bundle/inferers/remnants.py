@@ -24,7 +24,7 @@ class Remnants:
     """
 
     share: float = 0.15
-    margin: float = 1.33
+    margin: float = 1.4
 
     def find(self, scores: Tensor, scans: Sequence[EncodedSupport], values: Sequence[int], spacing_mm: float) -> Tensor:
         """Find them.
