@@ -110,6 +110,11 @@ class EncodedSupport:
         """Numbers of the slices that show a value; not those where it was filled in."""
         return self.extents[self.values.index(value)]
 
+    @property
+    def filled_share(self) -> float:
+        """Share of the slices that answer which were filled in."""
+        return 1 - len(self.slices) / len(self.answering)
+
     def width(self, value: int) -> float:
         """How wide a label is in pixels of the frame, as the median over annotated slices that show it; 0 for none."""
         if value not in self.values or self.widths is None:

@@ -106,8 +106,9 @@ class FewShotInferer(Inferer):
         sharpening: fits the scores to the image; ``None`` for none.
         min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
         agreement_doubt: where a label wins, scores are divided by one more than this times what its agreement lacks
-            of 1, so that a label which does not give the support's back counts as less sure. Supports that annotate
-            it share the doubt like independent measurements, by the root of their number.
+            of 1, so that a label which does not give the support's back counts as less sure; more, if much of the
+            support is filled in (``filling``). Supports that annotate it share the doubt like independent measurements,
+            by the root of their number.
         remnants: what is found at the first or last slice of a query may be the rest of a structure that the scan cuts
             off, or another one that is taken for it. A label there that is unsure and small beside its volume on the
             support, of what as many slices can show, is left out; ``None`` for none.
@@ -255,15 +256,23 @@ class FewShotInferer(Inferer):
         if compete:
             if self.remnants is not None:
                 scores = leave_out(scores, ~self.remnants.find(scores, encoded, values, query.spacing_mm))
-            agreeing = agreement.new_tensor([sum(scan.annotates(value) for scan in encoded) for value in values])
-            doubts = 1 + self.agreement_doubt * (1 - agreement) / agreeing.clamp(min=1).sqrt()
-            doubts = F.pad(doubts, (1, 0), value=1.0)  # the background is as sure as ever
-            scores = scores / doubts[scores.argmax(dim=1, keepdim=True)]
+            doubts = F.pad(self._doubts(encoded, values, agreement), (1, 0))  # none of the background
+            scores = scores / (1 + doubts)[scores.argmax(dim=1, keepdim=True)]
         elif self.propagation is not None:
             scores = scores / (1 + self.propagation.doubt * by_place.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
+
+    def _doubts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], agreement: Tensor) -> Tensor:
+        """Doubt of each label ``(n,)``, see ``agreement_doubt``."""
+        doubts = self.agreement_doubt * (1 - agreement)
+        for row, value in enumerate(values):
+            filled = [scan.filled_share for scan in encoded if scan.annotates(value)]
+            if filled and self.filling is not None:
+                doubts[row] += self.filling.doubt * sum(filled) / len(filled)
+            doubts[row] /= math.sqrt(max(len(filled), 1))
+        return doubts
 
     def label_values(self, encoded: Sequence[EncodedSupport]) -> list[int]:
         """Label values of the result: the wanted ones, or all that the support shows."""

@@ -22,16 +22,19 @@ class SliceFilling:
 
     Args:
         margin: by how much a class must win in a cell for the cell to be labelled.
+        doubt: what a support adds to the doubt of its labels if nearly all of its slices are filled in, see
+            ``agreement_doubt`` of :class:`FewShotInferer`.
 
     Raises:
-        ValueError: for a negative margin.
+        ValueError: for a negative number.
     """
 
     margin: float = 1.0
+    doubt: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.margin < 0:
-            raise ValueError(f"margin must be at least 0, got {self.margin}")
+        if min(self.margin, self.doubt) < 0:
+            raise ValueError(f"margin and doubt must be at least 0, got {self.margin} and {self.doubt}")
 
     @torch.no_grad()
     def __call__(

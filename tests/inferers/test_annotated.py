@@ -106,6 +106,30 @@ def test_slices_between_annotated_ones_are_filled_in():
     assert filled.extent(1) == [2, 5]  # the label's own slices, by which protocols choose
 
 
+def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
+    sparse = torch.zeros_like(squares())
+    sparse[..., 3::4] = squares()[..., 3::4]
+
+    def scores(label, doubt, annotated=(None,)):
+        inferer = FewShotInferer(num_slices=1, filling=SliceFilling(doubt=doubt))
+        inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
+        return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
+
+    assert torch.equal(scores(squares(), 0.0), scores(squares(), 0.5))  # annotated throughout
+    found = []
+    for annotated in ((None,), (None, None, None, None), ({1: 1}, {3: 3})):
+        plain, doubted = scores(sparse, 0.0, annotated), scores(sparse, 0.5, annotated)
+        labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
+        assert torch.equal(plain[~labelled], doubted[~labelled])
+        ratio = (plain / doubted)[labelled & (plain != 0)]
+        assert ratio.max() - ratio.min() < 1e-4
+        found.append(float(ratio.mean()) - 1)
+    alone, four, apart = found
+    assert 0.2 < alone < 0.5
+    assert four == pytest.approx(alone / 2, abs=1e-3)
+    assert apart == pytest.approx(alone, abs=1e-3)  # only what annotates a label shares its doubt
+
+
 def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     image, label = still_life()
     spoiled = label.clone()
