@@ -349,7 +349,7 @@ class FewShotInferer(Inferer):
         with self._lock:
             for key, read in load.items():
                 if (key, used) not in self._bridged:
-                    bridge = self._encode_bridge(network, encoded, values, read().to(device))
+                    bridge = self._encode_bridge(network, self.bridges, encoded, values, read().to(device))
                     self._bridged[key, used] = (encoded, bridge)  # keeps the supports, by whose numbers it is known
                 self._bridged.move_to_end((key, used))
                 found.append(self._bridged[key, used][1])
@@ -359,8 +359,9 @@ class FewShotInferer(Inferer):
 
     @torch.no_grad()
     def _encode_bridge(
-        self, network: nn.Module, encoded: Sequence[EncodedSupport], values: list[int], image: Tensor
+        self, network: nn.Module, bridges: Bridges, encoded: Sequence[EncodedSupport], values: list[int], image: Tensor
     ) -> EncodedSupport | None:
+        """A bridge, segmented by the support; ``None`` if it passes nothing on."""
         volume = image.as_subclass(Tensor).movedim(-1, 0)
         query = EncodedQuery(volume, slice_spacing(image), partial(self._encode, network))
         placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
@@ -369,8 +370,7 @@ class FewShotInferer(Inferer):
         agreement = self.measure_agreement(network, query, placed, values, scores)
         features = query.features()
         description = describe_slices(features, self.description_cells)
-        assert self.bridges is not None
-        return self.bridges.encode(features, query.spacing_mm, values, scores, agreement, description)
+        return bridges.encode(features, query.spacing_mm, values, scores, agreement, description)
 
     def _refine(
         self, network: nn.Module, query: EncodedQuery, scores: Tensor, possible: Tensor, compete: bool
