@@ -6,7 +6,16 @@ from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .preflight import check_run, check_training
 from .prepare_episodes import PrepareEpisodes
-from .protocol import PROTOCOLS, Protocol, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
+from .protocol import (
+    PROTOCOLS,
+    Protocol,
+    evaluation_split,
+    fold_cases,
+    get_protocol,
+    query_chunks,
+    support_slices,
+    training_bridges,
+)
 from .read_ahead import ReadAheadLoader
 from .support import SupportScan, choose_bridges, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
@@ -43,4 +52,5 @@ __all__ = [
     "select_cases",
     "share_of_batch",
     "support_slices",
+    "training_bridges",
 ]

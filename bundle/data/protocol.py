@@ -15,6 +15,7 @@ import numpy as np
 
 from ..keys import LABEL
 from .datalist import make_datalist
+from .support import choose_bridges
 
 Case = TypeVar("Case")
 
@@ -138,3 +139,18 @@ def evaluation_split(
         "support": [entries[support]],
         "queries": [entries[i] for i in validation if i != support],
     }
+
+
+def training_bridges(
+    dataset_dir: str | os.PathLike, protocol: str, fold: int, num_folds: int, count: int
+) -> list[dict[str, str]]:
+    """Evenly spread training scans of a fold, without their labels, as bridges; none for a ``count`` of 0.
+
+    Args:
+        dataset_dir: see :func:`evaluation_split`, as for the others.
+        protocol: name of the protocol.
+        fold: fold, from 0.
+        num_folds: number of folds.
+        count: how many, see :func:`choose_bridges`.
+    """
+    return choose_bridges(evaluation_split(dataset_dir, protocol, fold, num_folds)["train"], count) if count else []

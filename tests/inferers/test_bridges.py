@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from bundle.data import choose_bridges, query_chunks
+from bundle.data import choose_bridges, evaluation_split, query_chunks, training_bridges
 from bundle.data.support import SupportScan
 from bundle.inferers import Bridges, CellLocator, FewShotInferer, SliceFilling
 
@@ -109,3 +111,24 @@ def test_bridges_are_spread_and_without_labels():
     assert choose_bridges(entries, 0, spare=1) == []
     assert len(choose_bridges(entries[:1], 3)) == 1
     assert choose_bridges([], 3) == []
+
+
+def test_an_evaluation_takes_bridges_from_the_training_scans_alone(run_config, phantom_dir):
+    split = evaluation_split(phantom_dir, "volume", 0, 2)
+    [bridge] = training_bridges(phantom_dir, "volume", 0, 2, 3)
+    assert bridge == {"image": split["train"][0]["image"]}
+    assert training_bridges("nowhere", "volume", 0, 2, 0) == []
+    means = []
+    for count in (0, 3):
+        options = {"dataset_dir": str(phantom_dir), "folds": 2, "fold": 0, "protocol": "volume", "num_bridges": count}
+        out = run_config("inference", "evaluate", **options, resume=False)
+        means.append(json.loads((out / "summary.json").read_text())["mean"])
+    assert means[0] != means[1]
+
+
+def test_an_evaluation_of_given_scans_needs_no_folds(run_config, phantom_dir):
+    image, label = (str(phantom_dir / folder / "phantom_02.nii.gz") for folder in ("imagesTr", "labelsTr"))
+    support = [{"image": "imagesTr/phantom_01.nii.gz", "label": "labelsTr/phantom_01.nii.gz"}]
+    given = {"datalist": [{"image": image, "label": label}], "support": support, "protocol": "volume"}
+    out = run_config("inference", "evaluate", **given)  # four scans are too few for five folds
+    assert json.loads((out / "summary.json").read_text())["cases"] == 1
