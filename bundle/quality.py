@@ -42,15 +42,14 @@ def describe_quality(
     if turn:
         found["turned_degrees"] = 90 * turn
         warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
+    values = np.asarray(prediction.meta.get("label_values", ())).ravel().tolist()
     if prediction.meta.get("by_place") is not None:
-        values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
         shares = torch.as_tensor(prediction.meta["by_place"]).flatten().tolist()
         placed = [label_name(value, names) for value, share in zip(values, shares) if share > 0]
         if placed:
             found["found_by_place"] = placed
             warnings.append(f"unlike the support's, found by where they must lie: {', '.join(placed)}")
     if prediction.meta.get("agreement") is not None:
-        values = np.asarray(prediction.meta["label_values"]).ravel().tolist()
         numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()
         found["agreement"] = {label_name(value, names): round(number, 4) for value, number in zip(values, numbers)}
         weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < warn_below]

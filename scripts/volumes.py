@@ -23,11 +23,11 @@ from monai.transforms import LoadImage, Orientation, Spacing
 
 from bundle import FewShotSegmenter
 from bundle.atomic import replacing, write_json, write_text
-from bundle.data import case_name, choose_bridges, evaluation_split, label_names, support_slices
+from bundle.data import case_name, choose_bridges, evaluation_split, label_names, spread, support_slices
 from bundle.keys import IMAGE
 from bundle.metrics import scan_dice
 from bundle.transforms import BodyMask, OrientSlices
-from bundle.visualize import overlay_figure, save_figure, spread, to_planes
+from bundle.visualize import overlay_figure, save_figure, to_planes
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_BINS = 15  # of the expected calibration error
@@ -202,7 +202,7 @@ def measure_fold(
         output: folder of the results.
         run: fold and seed.
     """
-    extra = [split["train"][i] for i in spread(range(len(split["train"])), 4)]
+    extra = spread(split["train"], 4)
     folder = output / "cases" / f"fold{run['fold']}_seed{run['seed']}"
     loaded: dict[str, Pair] = {}
     results = []

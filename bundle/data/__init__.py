@@ -1,7 +1,7 @@
 """Data: lists of files, episodes for training, the support, the protocols."""
 
 from .bank import SliceBank
-from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases
+from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases, spread
 from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .preflight import check_run, check_training
@@ -51,6 +51,7 @@ __all__ = [
     "resolve_support",
     "select_cases",
     "share_of_batch",
+    "spread",
     "support_slices",
     "training_bridges",
 ]

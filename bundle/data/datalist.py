@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+Item = TypeVar("Item")
 SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -30,6 +32,13 @@ def case_name(path: str | os.PathLike) -> str:
         if name.endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the items, evenly spread, in order: the middles of ``count`` equal parts."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def make_datalist(dataset_dir: str | os.PathLike, folder: str = "imagesTr", labels: str = "labelsTr") -> list[dict]:

@@ -13,7 +13,7 @@ from monai.data.utils import affine_to_spacing
 
 from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL
-from .datalist import case_name, list_images, make_datalist
+from .datalist import case_name, list_images, make_datalist, spread
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
 SLICES = "slices"  # key of a support entry: which slices were annotated, one of the following
@@ -142,8 +142,7 @@ def choose_bridges(entries: Sequence[Mapping[str, Any]], count: int, spare: int 
         count: how many; 0 for none.
         spare: so many more, since a query is no bridge to itself.
     """
-    wanted = min(count + spare, len(entries)) if count > 0 else 0
-    return [{IMAGE: entries[int((k + 0.5) * len(entries) / wanted)][IMAGE]} for k in range(wanted)]
+    return [{IMAGE: entry[IMAGE]} for entry in spread(entries, count + spare)] if count > 0 else []
 
 
 def load_support(

@@ -36,10 +36,10 @@ class FinishedCases:
         settings: objects and values that decide about the results: network, preprocessing, inferer, …
         weights: file with the network's weights.
         support: ``[{"image": path, "label": path}, …]``.
-        bridges: ``[{"image": path}, …]`` that pass the support's labels on.
         dataset_dir: folder to which paths of the support may be relative.
         table: CSV file with a column ``case`` that must list a case for it to count as finished; ``None`` for none.
         resume: ``False`` segments every case.
+        bridges: ``[{"image": path}, …]`` that pass the support's labels on.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class FinishedCases:
         settings: Mapping[str, Any],
         weights: str | os.PathLike,
         support: Sequence[Mapping[str, Any]],
-        bridges: Sequence[Mapping[str, Any]] = (),
         dataset_dir: str | os.PathLike | None = None,
         table: str | os.PathLike | None = None,
         resume: bool = True,
+        bridges: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.output_dir = Path(output_dir)
         self.settings = dict(settings)

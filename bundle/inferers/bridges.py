@@ -78,5 +78,14 @@ class Bridges:
         shows, every = foreground.flatten(2).any(dim=2), range(len(features))
         # where a label that is not passed on is sure, neither it nor the background is known
         return EncodedSupport(
-            features, spacing_mm, kept, kept.__contains__, foreground, sure[:, 0], shows, every, description
+            features,
+            spacing_mm,
+            kept,
+            kept.__contains__,
+            foreground,
+            sure[:, 0],
+            shows,
+            every,
+            description,
+            labelled=False,
         )

@@ -32,6 +32,7 @@ class EncodedSupport:
         extents: numbers of the slices that show each label, whether they are used as annotated or not.
         description: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
         widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
+        labelled: whether somebody labelled it; ``False`` where a prediction stands for labels.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class EncodedSupport:
         slices: Sequence[int],
         description: Tensor | None = None,
         widths: Tensor | None = None,
+        labelled: bool = True,
     ) -> None:
         self.features = features
         self.spacing_mm = spacing_mm
@@ -58,6 +60,7 @@ class EncodedSupport:
         self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
         self.description = description
         self.widths = widths
+        self.labelled = labelled
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
@@ -94,7 +97,8 @@ class EncodedSupport:
         foreground = predicted[:, 1:]
         shows = foreground.flatten(2).any(dim=2)
         every = range(len(features))
-        return cls(features, spacing_mm, values, lambda _: True, foreground, predicted[:, 0], shows, every)
+        background = predicted[:, 0]
+        return cls(features, spacing_mm, values, lambda _: True, foreground, background, shows, every, labelled=False)
 
     def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
@@ -161,6 +165,8 @@ class EncodedSupport:
     ) -> EncodedSupport:
         """The scan as the published protocols annotate it: one label, on the middle slice of each chunk.
 
+        Of a scan that nobody labelled, all that is known of the label.
+
         Args:
             value: the label.
             num_chunks: parts of the label's extent.
@@ -168,7 +174,12 @@ class EncodedSupport:
         """
         key = (value, num_chunks)
         if key not in self._views:
-            self._views[key] = fill(self.only(value, support_slices(self.extent(value), num_chunks)))
+            if self.labelled:
+                view = fill(self.only(value, support_slices(self.extent(value), num_chunks)))
+            else:
+                view = self.only(value, self.answering.tolist())
+                view.background = self.background + self.foreground.sum(dim=1) - view.foreground[:, 0]
+            self._views[key] = view
         return self._views[key]
 
 

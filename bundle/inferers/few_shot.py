@@ -115,6 +115,7 @@ class FewShotInferer(Inferer):
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
+        ValueError: for ``trial_slices`` below 1.
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
     """
 
@@ -146,6 +147,8 @@ class FewShotInferer(Inferer):
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
+        if trial_slices < 1:
+            raise ValueError(f"trial_slices must be at least 1, got {trial_slices}")
         self.support = list(support)
         self.preprocessing = preprocessing
         self.labels = list(labels) if labels is not None else None
@@ -232,8 +235,9 @@ class FewShotInferer(Inferer):
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
+            scans = [*encoded, *bridges]
             scores, possible, answering, by_place = self._match_extents(
-                network, query, encoded, bridges, values, chunks, num_chunks
+                network, query, scans, values, chunks, num_chunks
             )
             meta["by_place"] = by_place[None]
         else:
@@ -336,24 +340,26 @@ class FewShotInferer(Inferer):
         """Bridges of a query in a file, segmented by the support, or taken from the cache."""
         if self.bridges is None or self.bridges.count == 0:
             return []
-        load: dict[tuple, Callable[[], Tensor]] = {}
+        frame: Any = self.preprocessing
+        sources: dict[tuple, Any] = {}
         if self._given_bridges:
-            given = self._given_bridges[: self.bridges.count]
-            load = {("given", i): partial(lambda v: v, v) for i, v in enumerate(given)}
-        elif self.preprocessing is not None:
-            files, frame = self.bridges.choose(query), self.preprocessing
-            load = {(file, *file_state(file)): partial(lambda f: frame({IMAGE: f})[IMAGE], file) for file in files}
-        weights = [*network.parameters(), *network.buffers()]
-        used = (*map(id, encoded), *values, id(network), sum(w._version for w in weights))
+            sources = {("given", i): image for i, image in enumerate(self._given_bridges[: self.bridges.count])}
+        elif frame is not None:
+            sources = {(file, *file_state(file)): file for file in self.bridges.choose(query)}
         found = []
         with self._lock:
-            for key, read in load.items():
-                if (key, used) not in self._bridged:
-                    bridge = self._encode_bridge(network, self.bridges, encoded, values, read().to(device))
-                    self._bridged[key, used] = (encoded, bridge)  # keeps the supports, by whose numbers it is known
-                self._bridged.move_to_end((key, used))
-                found.append(self._bridged[key, used][1])
-            while len(self._bridged) > max(self.cache_size, len(load)):
+            for source, image in sources.items():
+                # supports are encoded anew for other weights, so that they stand for the network, too; the entry keeps
+                # them, so that their numbers are nobody else's
+                key = (source, *map(id, encoded), *values)
+                if key not in self._bridged:
+                    if isinstance(image, str):
+                        image = frame({IMAGE: image})[IMAGE]
+                    bridge = self._encode_bridge(network, self.bridges, encoded, values, image.to(device))
+                    self._bridged[key] = (encoded, bridge)
+                self._bridged.move_to_end(key)
+                found.append(self._bridged[key][1])
+            while len(self._bridged) > max(self.cache_size, len(sources)):
                 self._bridged.popitem(last=False)
         return [bridge for bridge in found if bridge is not None]
 
@@ -405,7 +411,7 @@ class FewShotInferer(Inferer):
         step = math.ceil(len(query.volume) / self.trial_slices)
         turns = [0, *(turn for turn in self.turning.turns if height == width or turn % 2 == 0)]
         parts = {turn: query.part(turn, step) for turn in turns}
-        tried = {turn: self._place_features(part.features(), scan, part.spacing_mm, 1) for turn, part in parts.items()}
+        tried = {turn: self._place_features(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
 
         def agreement(turn: int) -> float:
             found = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
@@ -425,40 +431,43 @@ class FewShotInferer(Inferer):
         scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
         return float(self.measure_agreement(network, query, [(view, placement)], view.values, scores).mean())
 
-    def _place_features(
-        self, features: Tensor, scan: EncodedSupport, spacing_mm: float, num_lines: int | None = None
-    ) -> Placement:
+    def _place_features(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
         """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best.
 
         Args:
             features: ``(D, channels, h, w)``.
             scan: the support scan.
             spacing_mm: distance of the slices.
-            num_lines: how many of the likeliest lines are tried, ``None`` for all.
         """
         description = describe_slices(features, self.description_cells)
         lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
-        line, fit = lines[0]
-        if self.locator is not None and len(lines) > 1:
-            step = math.ceil(len(features) / self.trial_slices)
+        if self.locator is None:
+            line, fit = lines[0]
+            return self._place_on_line(features, scan, line, spacing_mm)._replace(fit=fit)
 
-            def rate(line: Tensor) -> float:
-                tried = self._place_on_line(features[::step], scan, line[::step], spacing_mm * step)
-                return tried.fit - self.flip_doubt * float(line[-1] < line[0])
+        def place(line: Tensor, step: int = 1) -> Placement:
+            part = features[::step]
+            placement = self._place_on_line(part, scan, line[::step], spacing_mm * step)
+            fit = located_similarity(part, scan.features, placement.places, scan.spacing_mm)
+            return placement._replace(fit=fit)
 
-            line, _ = max(lines, key=lambda found: rate(found[0]))
-        placement = self._place_on_line(features, scan, line, spacing_mm)
-        return placement if self.locator is not None else placement._replace(fit=fit)
+        candidates = [line for line, _ in lines]
+        if len(candidates) == 1:
+            return place(candidates[0])
+        step = math.ceil(len(features) / self.trial_slices)
+        tried = [place(line, step) for line in candidates]
+        rated = [found.fit - self.flip_doubt * float(line[-1] < line[0]) for found, line in zip(tried, candidates)]
+        best = rated.index(max(rated))
+        return tried[best] if step == 1 else place(candidates[best])
 
     def _place_on_line(self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float) -> Placement:
-        """Where slices whose rough positions along z are known lie on a scan; their fit is that of located cells."""
-        places, fit = None, 0.0
+        """Where slices whose rough positions along z are known lie on a scan; how well they fit is left open."""
+        places = None
         if self.locator is not None:
             places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
             positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
-            fit = located_similarity(features, scan.features, places, scan.spacing_mm)
         positions = positions.cpu()
-        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, fit, positions)
+        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
 
     def _widths(self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
@@ -514,8 +523,7 @@ class FewShotInferer(Inferer):
         self,
         network: nn.Module,
         query: EncodedQuery,
-        encoded: Sequence[EncodedSupport],
-        bridges: Sequence[EncodedSupport],
+        scans: Sequence[EncodedSupport],
         values: Sequence[int],
         chunks: Tensor,
         num_chunks: int,
@@ -523,9 +531,9 @@ class FewShotInferer(Inferer):
         """Match each label alone within its known extent.
 
         Returns:
-            Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, for each scan the slices
-            ``(D, n * K)`` that answer, and the query's turn, and for each label the share of the scans by which it is
-            found by its place ``(n,)``.
+            Foreground less background ``(D, n, h, w)``, where an extent is given ``(D, n)``, for each labelled scan
+            the slices ``(D, n * K)`` that answer, and the query's turn, and for each label the share of the labelled
+            scans by which it is found by its place ``(n,)``.
         """
         features = query.features()
         out = features.new_zeros(len(features), len(values), *features.shape[-2:])
@@ -533,15 +541,8 @@ class FewShotInferer(Inferer):
         answering: list[tuple[EncodedSupport, Tensor, int]] = []
         by_place, asking = torch.zeros(len(values)), torch.zeros(len(values))
         fill = partial(self._fill, network)
-        for scan in [*encoded, *bridges]:
-            bridge = any(scan is other for other in bridges)
-            views = {
-                value: (
-                    scan.only(value, scan.answering.tolist()) if bridge else scan.as_published(value, num_chunks, fill)
-                )
-                for value in values
-                if value in scan.values
-            }
+        for scan in scans:
+            views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
             turn = self._place(network, query, scan, [*views.values()]).turn if self.turning else 0
             turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
@@ -553,8 +554,8 @@ class FewShotInferer(Inferer):
                 placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
                 scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
                 own = scores[:, 1] - scores[:, 0]
-                asking[row] += not bridge
-                if self.propagation is not None and placement.places is not None and not bridge:
+                asking[row] += scan.labelled
+                if self.propagation is not None and placement.places is not None and scan.labelled:
                     batch_size = self.slice_batch_size
                     found = self.propagation(network, turned[given], own, view, placement.places, batch_size)
                     if found is not None:
@@ -562,7 +563,7 @@ class FewShotInferer(Inferer):
                 out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
                 asked[given, row, : placement.chosen.shape[1]] = placement.chosen
-            if not bridge:
+            if scan.labelled:
                 answering.append((scan, asked.flatten(1), turn))
         return out / weight.clamp(min=1)[..., None, None], weight > 0, answering, by_place / asking.clamp(min=1)
 

@@ -13,7 +13,7 @@ from .figures import (
     superpixel_figure,
     triptych_figure,
 )
-from .picture import Planes, display_range, labelled_slices, plane_dice, render_slice, spread, to_grey, to_planes
+from .picture import Planes, display_range, labelled_slices, plane_dice, render_slice, to_grey, to_planes
 from .prototypes import PrototypeMap, frame_to_picture, prototype_map
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "read_curves",
     "render_slice",
     "save_figure",
-    "spread",
     "superpixel_figure",
     "to_grey",
     "to_planes",

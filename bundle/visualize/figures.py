@@ -18,6 +18,7 @@ from monai.utils import optional_import
 from numpy.typing import ArrayLike
 
 from ..atomic import replacing
+from ..data.datalist import spread
 from .colors import PALETTE, Color, hex_color, label_colors, nth_color, parse_color
 from .picture import (
     Planes,
@@ -28,7 +29,6 @@ from .picture import (
     render_slice,
     resize_grey,
     resize_labels,
-    spread,
     to_grey,
 )
 from .prototypes import PrototypeMap

@@ -214,10 +214,3 @@ def labelled_slices(*labels: np.ndarray | None) -> list[int]:
     """Slices of ``(D, H, W)`` that show a label in any of the given maps."""
     shown = [np.asarray(volume).astype(bool).any(axis=(1, 2)) for volume in labels if volume is not None]
     return np.flatnonzero(np.any(shown, axis=0)).tolist() if shown else []
-
-
-def spread(items: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the items, evenly spread, in order: the middles of ``count`` equal parts."""
-    if len(items) <= count:
-        return list(items)
-    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]

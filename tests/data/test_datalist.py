@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bundle.data import case_name, held_out, label_names, list_images, make_datalist, select_cases
+from bundle.data import case_name, held_out, label_names, list_images, make_datalist, select_cases, spread
 
 
 @pytest.fixture
@@ -95,3 +95,9 @@ def test_held_out_scans_depend_on_the_seed_alone():
     assert held_out(datalist, 0.2, seed=1) == held_out(datalist, 0.2, seed=1)
     assert held_out(datalist, 0.2, seed=1) != held_out(datalist, 0.2, seed=2)
     assert len({held_out(datalist, 0.02, seed=s)[0]["image"] for s in range(30)}) > 8
+
+
+def test_spread_takes_middles():
+    assert spread(range(9), 3) == [1, 4, 7]
+    assert spread([5, 6], 4) == [5, 6]
+    assert spread("abcd", 2) == ["b", "d"]

@@ -87,6 +87,16 @@ def test_only_what_is_sure_and_agrees_is_passed_on():
     assert nothing is None
 
 
+def test_within_an_extent_too_what_is_not_sure_on_a_bridge_is_unknown():
+    scores = torch.zeros(2, 3, 4, 4)
+    scores[:, 1, 0], scores[:, 2, 1], scores[:, 0, 2] = 3.0, 3.0, 3.0  # the last row is unsure
+    bridge = Bridges().encode(torch.rand(2, 5, 4, 4), 7.0, [4, 5], scores, torch.ones(2), torch.rand(2, 4))
+    view = bridge.as_published(4, 3, lambda scan: pytest.fail("nothing is filled in"))
+    rows = view.foreground[0, 0, :, 0], view.background[0, :, 0]
+    assert [row.tolist() for row in rows] == [[1, 0, 0, 0], [0, 1, 1, 0]]
+    assert view.answering.tolist() == [0, 1]
+
+
 def test_a_bridge_that_passes_nothing_on_changes_nothing():
     plain, other = bridged([]), bridged([query_of(noise(9))[0]])
     other.bridges = Bridges(min_agreement=1.1)

@@ -6,7 +6,7 @@ import pytest
 
 from bundle.visualize import PALETTE, display_range, label_colors, plane_dice, render_slice, to_planes
 from bundle.visualize.colors import parse_color
-from bundle.visualize.picture import outline, resize_labels, spread
+from bundle.visualize.picture import outline, resize_labels
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "ASR", "SPL"])
@@ -92,8 +92,3 @@ def test_enlarged_labels_keep_place_and_values():
 def test_dice_by_hand():
     assert plane_dice([1, 1, 0, 2], [1, 0, 0, 2], 1) == pytest.approx(2 / 3)
     assert np.isnan(plane_dice([0], [0], 5))
-
-
-def test_spread_takes_middles():
-    assert spread(range(9), 3) == [1, 4, 7]
-    assert spread([5, 6], 4) == [5, 6]

@@ -164,33 +164,18 @@ def match_cells(
     places: Optional[Tensor] = None,
     cells: Optional[Tensor] = None,
     cells_a_pass: int = 128,
-    reach: float = 80.0,
 ) -> Tensor:
-    """:func:`match_prototypes` of :func:`similarity` where no gradient is wanted: the same numbers, sooner.
+    """:func:`match_prototypes` of :func:`similarity`, a few cells at a time: the same numbers.
 
-    A few cells at a time, in place: what lies between stays in a processor's cache, and memory does not grow with the
-    grid.
-
-    Args:
-        query: ``(B, D, h, w)`` query features.
-        vectors: ``(B, P, D)`` prototypes.
-        valid: ``(B, N, P)`` boolean, which prototypes speak for which class.
-        temperature: factor of the cosine.
-        places: see :func:`similarity`.
-        cells: see :func:`similarity`.
-        cells_a_pass: cells at a time.
-        reach: see :func:`match_prototypes`.
+    Where no gradient is wanted, what lies between then stays in a processor's cache, and memory does not grow with the
+    grid. Arguments as there; ``cells_a_pass`` cells at a time.
 
     Returns:
         ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
     """
     left, right, far = similarity_factors(query, vectors, temperature, places, cells)
-    spoken = valid.to(left.dtype)
     scores: List[Tensor] = []
     for first in range(0, right.shape[2], cells_a_pass):
         part = slice(first, first + cells_a_pass)
-        similar = torch.bmm(left, right[:, :, part]).sub_(far[:, :, part])
-        weights = (similar - similar.amax(dim=1, keepdim=True)).clamp_(min=-reach).exp_()
-        total = torch.bmm(spoken, weights).clamp_(min=1e-37)
-        scores.append(torch.bmm(spoken, weights.mul_(similar)).div_(total))
+        scores.append(match_prototypes(torch.bmm(left, right[:, :, part]) - far[:, :, part], valid))
     return torch.cat(scores, dim=2)

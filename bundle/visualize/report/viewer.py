@@ -15,20 +15,10 @@ import numpy as np
 from monai.utils import optional_import
 from nibabel.filebasedimages import ImageFileError
 
-from ...data.datalist import SUFFIXES
+from ...data.datalist import SUFFIXES, spread
 from ...keys import CONFIDENCE, SIMILARITY
 from ..colors import CONFIDENCE_SCALE, SIMILARITY_SCALE, Color, HeatScale, heat_colors, hex_color, label_colors
-from ..picture import (
-    labelled_slices,
-    outline,
-    picture_size,
-    plane_dice,
-    resize_grey,
-    resize_labels,
-    spread,
-    to_grey,
-    to_planes,
-)
+from ..picture import labelled_slices, outline, picture_size, plane_dice, resize_grey, resize_labels, to_grey, to_planes
 
 PictureFile, _ = optional_import("PIL.Image")
 ndimage, _ = optional_import("scipy.ndimage")
