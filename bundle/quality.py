@@ -16,46 +16,51 @@ def label_name(value: int, names: Mapping[int, str]) -> str:
 
 
 def describe_quality(
-    prediction: MetaTensor, names: Mapping[int, str], warn_below: float, warn_fit_below: float
+    prediction: MetaTensor, names: Mapping[int, str], warn_reverse_dice_below: float, warn_similarity_below: float
 ) -> dict[str, Any]:
-    """What was measured, ready for JSON, and a warning where the support fits or labels agree badly.
+    """What was measured, ready for JSON, with a warning where similarity or reverse Dice is low.
 
     Args:
         prediction: label map or scores with their meta data.
         names: names of the label values.
-        warn_below: agreement below which a label is warned of.
-        warn_fit_below: ``support_fit`` below which the support is taken for one of another anatomy.
+        warn_reverse_dice_below: reverse Dice below which a label is warned of.
+        warn_similarity_below: ``support_similarity`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"support_fit": …, "turned_degrees": …, "found_by_place": [name, …], "agreement": {name: …}, "warning":
-        text}``, without what was not measured or is fine.
+        ``{"support_similarity": …, "rotated_degrees": …, "atlas_fallback": [name, …], "reverse_dice": {name: …},
+        "warning": text}``, without what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
-    if prediction.meta.get("support_fit") is not None:
-        found["support_fit"] = round(float(torch.as_tensor(prediction.meta["support_fit"]).flatten()[0]), 4)
-        if found["support_fit"] < warn_fit_below:
+    if prediction.meta.get("support_similarity") is not None:
+        found["support_similarity"] = round(
+            float(torch.as_tensor(prediction.meta["support_similarity"]).flatten()[0]), 4
+        )
+        if found["support_similarity"] < warn_similarity_below:
             warnings.append(
-                f"the support looks unlike this scan, fit {found['support_fit']:.2f} below {warn_fit_below}"
+                f"the support looks unlike this scan, similarity {found['support_similarity']:.2f} below "
+                f"{warn_similarity_below}"
             )
-    turn = int(torch.as_tensor(prediction.meta.get("support_turn", 0)).flatten()[0])
+    turn = int(torch.as_tensor(prediction.meta.get("support_rotation", 0)).flatten()[0])
     if turn:
-        found["turned_degrees"] = 90 * turn
+        found["rotated_degrees"] = 90 * turn
         warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
     values = np.asarray(prediction.meta.get("label_values", ())).ravel().tolist()
-    if prediction.meta.get("by_place") is not None:
-        shares = torch.as_tensor(prediction.meta["by_place"]).flatten().tolist()
+    if prediction.meta.get("atlas_fallback") is not None:
+        shares = torch.as_tensor(prediction.meta["atlas_fallback"]).flatten().tolist()
         placed = [label_name(value, names) for value, share in zip(values, shares) if share > 0]
         if placed:
-            found["found_by_place"] = placed
+            found["atlas_fallback"] = placed
             warnings.append(f"unlike the support's, found by where they must lie: {', '.join(placed)}")
-    if prediction.meta.get("agreement") is not None:
-        numbers = torch.as_tensor(prediction.meta["agreement"]).flatten().tolist()
-        found["agreement"] = {label_name(value, names): round(number, 4) for value, number in zip(values, numbers)}
-        weak = [f"{name} {number:.2f}" for name, number in found["agreement"].items() if number < warn_below]
+    if prediction.meta.get("reverse_dice") is not None:
+        numbers = torch.as_tensor(prediction.meta["reverse_dice"]).flatten().tolist()
+        found["reverse_dice"] = {label_name(value, names): round(number, 4) for value, number in zip(values, numbers)}
+        weak = [
+            f"{name} {number:.2f}" for name, number in found["reverse_dice"].items() if number < warn_reverse_dice_below
+        ]
         if weak:
             what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
-            warnings.append(f"{what}, agreement below {warn_below}: {', '.join(weak)}")
+            warnings.append(f"{what}, reverse Dice below {warn_reverse_dice_below}: {', '.join(weak)}")
     if warnings:
         found["warning"] = "; ".join(warnings)
     return found

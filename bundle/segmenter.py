@@ -29,14 +29,14 @@ class Segmentation(NamedTuple):
     Attributes:
         label: label map of the scan's shape and type.
         confidence: percent, uint8, on the same grid and of the same type.
-        support_fit: how similar the scan is to the support scan that fits best, in -1..1.
-        agreement: each label's value and how well the prediction gives the support's label back, in 0..1.
+        support_similarity: how similar the scan is to the most similar support scan, in -1..1.
+        reverse_dice: each label's value and how well the prediction gives the support's label back, in 0..1.
     """
 
     label: Any
     confidence: Any
-    support_fit: float
-    agreement: dict[int, float]
+    support_similarity: float
+    reverse_dice: dict[int, float]
 
 
 class FewShotSegmenter:
@@ -84,7 +84,7 @@ class FewShotSegmenter:
             path: the bundle's folder.
             config: its inference config, or that and overlays such as ``configs/abdomen_ct.json``.
             **overrides: ids of the config, as on the command line: ``ckpt_path="model.pt"``, ``device="cpu"``,
-                ``labels=[1, 2]``, ``**{"locator#reach": 2}``.
+                ``labels=[1, 2]``, ``**{"registration#reach": 2}``.
 
         Raises:
             FileNotFoundError: without the config or the weights.
@@ -144,12 +144,12 @@ class FewShotSegmenter:
         self.inferer.set_support(support)
         self._ready = True
 
-    def set_bridges(
+    def set_pseudo_supports(
         self, images: Scan | Sequence[Scan], *, affine: Any = None, spacing: Sequence[float] | None = None
     ) -> None:
-        """Take unlabelled scans as bridges, which pass the support's labels on; they replace the earlier ones.
+        """Take unlabelled scans as pseudo_supports, which pass the support's labels on; they replace the earlier ones.
 
-        The segmenter must want them: ``from_bundle(path, num_bridges=3)`` or more.
+        The segmenter must want them: ``from_bundle(path, num_pseudo_supports=3)`` or more.
 
         Args:
             images: a scan or a list of scans; an empty list for none.
@@ -157,14 +157,14 @@ class FewShotSegmenter:
             spacing: the same.
 
         Raises:
-            RuntimeError: if the segmenter does not want bridges.
+            RuntimeError: if the segmenter does not want pseudo_supports.
             ValueError, TypeError, FileNotFoundError: for what :meth:`segment` says of its image.
         """
         frames = []
         for number, image in enumerate(_listed(images), 1):
-            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"bridge {number}"
+            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"pseudo-support {number}"
             frames.append(_apply(self._framers, {IMAGE: self._read(image, name, affine, spacing)})[IMAGE])
-        self.inferer.set_bridges(frames)
+        self.inferer.set_pseudo_supports(frames)
 
     @torch.no_grad()
     def segment(
@@ -196,10 +196,10 @@ class FewShotSegmenter:
         label = _like(item[PRED], image)
         if not confidence:
             return label
-        fit = float(torch.as_tensor(item[PRED].meta["support_fit"]).flatten()[0])
-        values, numbers = (torch.as_tensor(item[PRED].meta[key]).flatten() for key in ("label_values", "agreement"))
-        agreement = {int(value): float(number) for value, number in zip(values, numbers)}
-        return Segmentation(label, _like(item[CONFIDENCE], image), fit, agreement)
+        similarity = float(torch.as_tensor(item[PRED].meta["support_similarity"]).flatten()[0])
+        values, numbers = (torch.as_tensor(item[PRED].meta[key]).flatten() for key in ("label_values", "reverse_dice"))
+        reverse_dice = {int(value): float(number) for value, number in zip(values, numbers)}
+        return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice)
 
     def _support_scan(
         self, image: Scan, label: Scan, number: int, affine: Any, spacing: Any, options: Mapping[str, Any]

@@ -13,14 +13,15 @@ from bundle.data.datastore import Datastore
 def next_sample(studies: str) -> str:
     """List the scans of a MONAI Label studies folder without a finished label, the worst segmented first.
 
-    That is the one whose labels agree least with those of the supports, as the last batch of requests left it in the
-    datastore: its mean agreement and its weakest label follow the name. Scans that no batch has segmented come first.
+    That is the one whose labels give those of the supports back least, as the last batch of requests left it in the
+    datastore: its mean reverse Dice and its weakest label follow the name. Scans that no batch has segmented come
+        first.
 
     Args:
         studies: the studies folder.
     """
     datastore = Datastore(studies)
-    found = {key: datastore.agreement(key) for key in datastore.unlabelled()}
+    found = {key: datastore.reverse_dice(key) for key in datastore.unlabelled()}
     means = {key: sum(each.values()) / len(each) if each else -1.0 for key, each in found.items()}
     lines = []
     for key in sorted(found, key=lambda key: (means[key], key)):

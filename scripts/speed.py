@@ -38,11 +38,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESNET = {"_target_": "bundle.networks.ResNetEncoder", "depth": 101, "output_stride": 8, "embedding_channels": 256}
 MATCHING: dict[str, Any] = {  # leaves what the published method has as well
     "num_slices": 1,
-    "locator": None,
+    "registration": None,
     "smoothing_mm": 0.0,
     "refinement": None,
-    "sharpening": None,
-    "min_agreement": 0.0,
+    "upsampling": None,
+    "min_reverse_dice": 0.0,
 }
 
 
@@ -282,7 +282,7 @@ def inference_rows(dataset_dir: str, weights: str, device: torch.device, rounds:
     query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
     values, depth = support.values, query.shape[-1]
     inferer = parser.get_parsed_content("inferer")
-    inferer.measure_agreement = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
+    inferer.measure_reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
     full = read(["inference"], {**settings, **{key: read(["inference"], {})[key] for key in MATCHING}})
     full_inferer = full.get_parsed_content("inferer")
     reference = copy.deepcopy(network).to(memory_format=torch.contiguous_format)

@@ -23,7 +23,7 @@ from monai.transforms import LoadImage, Orientation, Spacing
 
 from bundle import FewShotSegmenter
 from bundle.atomic import replacing, write_json, write_text
-from bundle.data import case_name, choose_bridges, evaluation_split, label_names, spread, support_slices
+from bundle.data import case_name, choose_pseudo_supports, evaluation_split, label_names, spread, support_slices
 from bundle.keys import IMAGE
 from bundle.metrics import scan_dice
 from bundle.transforms import BodyMask, OrientSlices
@@ -42,14 +42,14 @@ class Condition:
         name: what the table calls it.
         supports: number of labelled scans.
         slices: labelled slices of each of them; 0 for all.
-        bridges: number of unlabelled scans that pass the labels on.
+        pseudo_supports: number of unlabelled scans that pass the labels on.
         change: what happens to a query and its truth; ``None`` for nothing.
     """
 
     name: str
     supports: int = 1
     slices: int = 0
-    bridges: int = 0
+    pseudo_supports: int = 0
     change: Callable[[Pair], Pair] | None = None
 
     @property
@@ -120,7 +120,7 @@ CONDITIONS = {
         Condition("oblique", change=tilt),
         Condition("3 supports", supports=3),
         Condition("5 supports", supports=5),
-        Condition("1 support, 3 bridges", bridges=3),
+        Condition("1 support, 3 pseudo-supports", pseudo_supports=3),
         Condition("1 support, 3 slices", slices=3),
         Condition("3 supports, 3 slices", supports=3, slices=3),
         Condition("5 supports, 3 slices", supports=5, slices=3),
@@ -151,7 +151,7 @@ def volumes(
         folds: folds to measure.
         seeds: seeds of the trainings.
         cases: names of the queries, such as chaos_01; by default all.
-        conditions: rows of the table. Bridges are scans of the fold's training part, without their labels.
+        conditions: rows of the table. PseudoSupports are scans of the fold's training part, without their labels.
         num_folds: folds of the data set.
         config: overlays on configs/inference.json, such as configs/abdomen_ct.json.
         overrides: further ids of the config, {"num_slices": 3}.
@@ -167,8 +167,13 @@ def volumes(
         for seed in seeds:
             weights = Path(runs) / "setting1" / f"fold{fold}_seed{seed}" / "models" / "model_final.pt"
             files = ["configs/inference.json", *config]
-            ids = {"ckpt_path": str(weights), "num_bridges": max(c.bridges for c in CONDITIONS.values())}
-            segmenter = FewShotSegmenter.from_bundle(ROOT, files, **{**ids, "bridge_images": [], **(overrides or {})})
+            ids = {
+                "ckpt_path": str(weights),
+                "num_pseudo_supports": max(c.pseudo_supports for c in CONDITIONS.values()),
+            }
+            segmenter = FewShotSegmenter.from_bundle(
+                ROOT, files, **{**ids, "pseudo_support_images": [], **(overrides or {})}
+            )
             split = evaluation_split(dataset_dir, "volume", fold, num_folds)
             queries = [q for q in split["queries"] if cases is None or case_name(q["image"]) in cases]
             run = {"fold": fold, "seed": seed}
@@ -206,7 +211,9 @@ def measure_fold(
     folder = output / "cases" / f"fold{run['fold']}_seed{run['seed']}"
     loaded: dict[str, Pair] = {}
     results = []
-    for (count, slices, bridges), group in groupby(conditions, lambda c: (c.supports, c.slices, c.bridges)):
+    for (count, slices, pseudo_supports), group in groupby(
+        conditions, lambda c: (c.supports, c.slices, c.pseudo_supports)
+    ):
         ready = False
         for condition in group:
             for query in queries:
@@ -215,7 +222,9 @@ def measure_fold(
                 if not file.is_file():
                     if not ready:
                         set_support(segmenter, [*split["support"], *extra][:count], slices)
-                        segmenter.set_bridges([entry[IMAGE] for entry in choose_bridges(split["train"], bridges)])
+                        segmenter.set_pseudo_supports(
+                            [entry[IMAGE] for entry in choose_pseudo_supports(split["train"], pseudo_supports)]
+                        )
                         ready = True
                     if case not in loaded:
                         loaded[case] = load_pair(query)
@@ -276,7 +285,7 @@ def measure(found: Any, pair: Pair, names: Mapping[int, str], whole: MetaTensor 
     dice = scan_dice(label[None] == values, truth[None] == values)
     result: dict[str, Any] = {
         "dice": {n: None if d.isnan() else round(100 * float(d), 2) for n, d in zip(names.values(), dice)},
-        "support_fit": round(found.support_fit, 4),
+        "support_similarity": round(found.support_similarity, 4),
         "confidence": {},
         "false_volume": {},
     }
@@ -383,11 +392,11 @@ def _write_rows(path: Path, results: Sequence[Mapping[str, Any]], names: Sequenc
     """One line for each result."""
     with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["condition", "fold", "seed", "case", *names, "support_fit", "seconds"])
+        writer.writerow(["condition", "fold", "seed", "case", *names, "support_similarity", "seconds"])
         for row in results:
             scores = ["" if row["dice"][name] is None else row["dice"][name] for name in names]
             head = [row[key] for key in ("condition", "fold", "seed", "case")]
-            writer.writerow([*head, *scores, row["support_fit"], row["seconds"]])
+            writer.writerow([*head, *scores, row["support_similarity"], row["seconds"]])
 
 
 def _each(pair: Pair, change: Callable[[MetaTensor], MetaTensor]) -> Pair:

@@ -613,13 +613,13 @@ def test_a_bad_query_is_left_out_by_name_and_the_others_are_segmented(run_config
     assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"left out: {bad}: ")]
 
 
-def test_a_bad_bridge_is_left_out_by_name(run_config, folder, caplog):
+def test_a_bad_pseudo_support_is_left_out_by_name(run_config, folder, caplog):
     bad = folder.root / "imagesTs" / "bad.nii.gz"
     copy(folder.query, bad)
     folder.rewrite(bad, with_nan)
     images = [{"image": str(bad)}, {"image": str(folder.image)}]
     queries = [{"image": str(folder.query)}]
-    chosen = {"support": SUPPORT, "datalist": queries, "num_bridges": 2, "bridge_images": images}
+    chosen = {"support": SUPPORT, "datalist": queries, "num_pseudo_supports": 2, "pseudo_support_images": images}
     out = run_config("inference", dataset_dir=str(folder.root), **chosen)
     assert [path.name for path in out.rglob("*_seg.nii.gz")] == ["phantom_05_seg.nii.gz"]
     assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"left out: {bad}: ")]

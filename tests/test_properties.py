@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import NormalizeIntensity
 
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, GuidedSharpening, SelfMatching
+from bundle.inferers import FewShotInferer, GuidedUpsampling, SelfSupportRefinement
 from bundle.losses import EpisodeLoss
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.transforms import (
@@ -289,8 +289,8 @@ def volumes(draw):
     options = {
         "num_slices": draw(st.integers(1, 3)),
         "smoothing_mm": draw(st.sampled_from([0.0, 8.0])),
-        "refinement": draw(st.sampled_from([None, SelfMatching(rounds=2)])),
-        "sharpening": draw(st.sampled_from([None, GuidedSharpening(radius_px=3)])),
+        "refinement": draw(st.sampled_from([None, SelfSupportRefinement(rounds=2)])),
+        "upsampling": draw(st.sampled_from([None, GuidedUpsampling(radius_px=3)])),
     }
     return query, scans, options
 

@@ -141,26 +141,28 @@ def test_unlabelled_slices_are_unknown_if_said(tiny_weights, phantom_dir, query)
         made.set_support([image], [label], slices=["some"])
 
 
-def test_bridges_as_arrays_equal_files(run_config, tiny_weights, phantom_dir, query, expected):
+def test_pseudo_supports_as_arrays_equal_files(run_config, tiny_weights, phantom_dir, query, expected):
     others = [scan_of(phantom_dir, number) for number in (2, 3)]
-    arrays = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), num_bridges=2, **SETTINGS)
+    arrays = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), num_pseudo_supports=2, **SETTINGS)
     arrays.set_support(scan_of(phantom_dir, 1), scan_of(phantom_dir, 1, "labelsTr"))
     held = [MetaTensor(torch.as_tensor(v.astype(np.float32)), affine=affine) for v, affine in map(load, others)]
-    arrays.set_bridges(held)
+    arrays.set_pseudo_supports(held)
     found = arrays.segment(query)
     assert not torch.equal(found, expected)
     support = [{"image": "imagesTr/phantom_01.nii.gz", "label": "labelsTr/phantom_01.nii.gz"}]
-    images = [{"image": path} for path in (others[0], query, others[1])]  # a query is no bridge to itself
+    images = [{"image": path} for path in (others[0], query, others[1])]  # a query is no pseudo-support to itself
     queries = [{"image": query}]
-    out = run_config("inference", support=support, datalist=queries, num_bridges=2, bridge_images=images)
+    out = run_config(
+        "inference", support=support, datalist=queries, num_pseudo_supports=2, pseudo_support_images=images
+    )
     np.testing.assert_array_equal(found.numpy(), load(out / "phantom_05" / "phantom_05_seg.nii.gz")[0])
-    arrays.set_bridges([])
+    arrays.set_pseudo_supports([])
     assert torch.equal(arrays.segment(query), expected)
 
 
-def test_bridges_must_be_wanted(segmenter, query):
-    with pytest.raises(RuntimeError, match="num_bridges"):
-        segmenter.set_bridges(query)
+def test_pseudo_supports_must_be_wanted(segmenter, query):
+    with pytest.raises(RuntimeError, match="num_pseudo_supports"):
+        segmenter.set_pseudo_supports(query)
 
 
 def test_labels_of_the_config_are_the_ones_segmented(tiny_weights, phantom_dir, query):
@@ -175,7 +177,7 @@ def test_confidence_tells_how_sure_each_voxel_is(segmenter, query, expected):
     assert found.confidence.shape == found.label.shape
     assert found.confidence.dtype == np.uint8
     assert 100 / 20 < found.confidence[found.label > 0].min() <= found.confidence.max() <= 100
-    assert -1 <= found.support_fit <= 1
+    assert -1 <= found.support_similarity <= 1
 
 
 def test_a_scan_segments_itself(tiny_weights, phantom_dir):

@@ -14,10 +14,10 @@ from .protocol import (
     get_protocol,
     query_chunks,
     support_slices,
-    training_bridges,
+    training_pseudo_supports,
 )
 from .read_ahead import ReadAheadLoader
-from .support import SupportScan, choose_bridges, default_support, load_support, query_list, resolve_support
+from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "check_folder",
     "check_run",
     "check_training",
-    "choose_bridges",
+    "choose_pseudo_supports",
     "default_support",
     "evaluation_split",
     "fold_cases",
@@ -53,5 +53,5 @@ __all__ = [
     "share_of_batch",
     "spread",
     "support_slices",
-    "training_bridges",
+    "training_pseudo_supports",
 ]

@@ -102,10 +102,10 @@ class Datastore:
         done = set(self.finished())
         return [key for key in sorted(self.objects) if key not in done]
 
-    def agreement(self, key: str) -> dict[str, float]:
+    def reverse_dice(self, key: str) -> dict[str, float]:
         """How well each label agreed when a scan was last segmented, in 0..1; empty if it never was."""
         for label in self.objects[key].get("labels", {}).values():
-            found = label.get("info", {}).get("params", {}).get("agreement")
+            found = label.get("info", {}).get("params", {}).get("reverse_dice")
             if found:
                 return {str(name): float(number) for name, number in found.items()}
         return {}

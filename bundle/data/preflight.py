@@ -26,7 +26,7 @@ def check_run(
     output_dir: str | os.PathLike | None = None,
     strict: bool | None = None,
     num_workers: int | None = None,
-    bridges: MutableSequence[Mapping[str, Any]] | None = None,
+    pseudo_supports: MutableSequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Check everything that an inference needs without running it, and leave bad queries out; see :func:`leave_out`.
 
@@ -41,7 +41,8 @@ def check_run(
         strict: stop at anything that is wrong. ``None`` stops at a bad query if the queries have labels: the figures
             of an evaluation must not miss a case.
         num_workers: threads, see :func:`check_entries`.
-        bridges: ``[{"image": path}, …]`` that pass the support's labels on, changed in place as the queries are.
+        pseudo_supports: ``[{"image": path}, …]`` that pass the support's labels on, changed in place as the queries
+            are.
 
     Raises:
         ValueError, OSError: naming the file and the remedy.
@@ -64,8 +65,8 @@ def check_run(
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
-    if bridges:
-        leave_out(bridges, check_entries(bridges, num_workers=num_workers), strict)
+    if pseudo_supports:
+        leave_out(pseudo_supports, check_entries(pseudo_supports, num_workers=num_workers), strict)
     if output_dir is not None:
         voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
         check_output(output_dir, sum(x * y * z for x, y, z in voxels))  # one byte a voxel, before compression

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..keys import LABEL
 from .datalist import make_datalist
-from .support import choose_bridges
+from .support import choose_pseudo_supports
 
 Case = TypeVar("Case")
 
@@ -141,16 +141,20 @@ def evaluation_split(
     }
 
 
-def training_bridges(
+def training_pseudo_supports(
     dataset_dir: str | os.PathLike, protocol: str, fold: int, num_folds: int, count: int
 ) -> list[dict[str, str]]:
-    """Evenly spread training scans of a fold, without their labels, as bridges; none for a ``count`` of 0.
+    """Evenly spread training scans of a fold, without their labels, as pseudo_supports; none for a ``count`` of 0.
 
     Args:
         dataset_dir: see :func:`evaluation_split`, as for the others.
         protocol: name of the protocol.
         fold: fold, from 0.
         num_folds: number of folds.
-        count: how many, see :func:`choose_bridges`.
+        count: how many, see :func:`choose_pseudo_supports`.
     """
-    return choose_bridges(evaluation_split(dataset_dir, protocol, fold, num_folds)["train"], count) if count else []
+    return (
+        choose_pseudo_supports(evaluation_split(dataset_dir, protocol, fold, num_folds)["train"], count)
+        if count
+        else []
+    )

@@ -134,13 +134,13 @@ def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, An
     return [{IMAGE: image} for image in images if case_name(image) not in known]
 
 
-def choose_bridges(entries: Sequence[Mapping[str, Any]], count: int, spare: int = 0) -> list[dict[str, str]]:
-    """Evenly spread scans, without their labels, that may pass the support's labels on, see :class:`Bridges`.
+def choose_pseudo_supports(entries: Sequence[Mapping[str, Any]], count: int, spare: int = 0) -> list[dict[str, str]]:
+    """Evenly spread scans, without their labels, that may pass the support's labels on, see :class:`PseudoSupports`.
 
     Args:
         entries: ``[{"image": path}, …]``.
         count: how many; 0 for none.
-        spare: so many more, since a query is no bridge to itself.
+        spare: so many more, since a query is no pseudo-support to itself.
     """
     return [{IMAGE: entry[IMAGE]} for entry in spread(entries, count + spare)] if count > 0 else []
 

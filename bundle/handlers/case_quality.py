@@ -22,12 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class CaseQuality:
-    """Writes ``output_dir/<case>/<case>_quality.json``: how well the support fits, and how sure each label is.
+    """Writes ``output_dir/<case>/<case>_quality.json``: how similar the support is, and how sure each label is.
 
-    ``support_fit``, in -1..1, and ``agreement``, in 0..1 for each label, are there if the prediction's meta data have
-    them, see :class:`FewShotInferer`. Labels that agree badly are named in ``warning`` and in one line of the log;
-    ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted voxels, ``null``
-    for a label that was not found. Without either, no file is written. Each of several processes writes its own cases.
+    ``support_similarity``, in -1..1, and ``reverse_dice``, in 0..1 for each label, are there if the prediction's meta
+    data have them, see :class:`FewShotInferer`. Labels whose reverse Dice is low are named in ``warning`` and in one
+    line of the log; ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted
+    voxels, ``null`` for a label that was not found. Without either, no file is written. Each of several processes
+    writes its own cases.
 
     Args:
         output_dir: folder of the predictions.
@@ -35,8 +36,8 @@ class CaseQuality:
         pred_key: key of the label map ``(1, X, Y, Z)``.
         confidence_key: key of the confidence in percent, on the same grid; may be absent.
         postfix: end of the file's name.
-        warn_below: agreement below which a label is warned of.
-        warn_fit_below: ``support_fit`` below which the support is warned of.
+        warn_reverse_dice_below: reverse Dice below which a label is warned of.
+        warn_similarity_below: ``support_similarity`` below which the support is warned of.
     """
 
     def __init__(
@@ -46,16 +47,16 @@ class CaseQuality:
         pred_key: str = PRED,
         confidence_key: str = CONFIDENCE,
         postfix: str = "quality",
-        warn_below: float = 0.3,
-        warn_fit_below: float = 0.5,
+        warn_reverse_dice_below: float = 0.3,
+        warn_similarity_below: float = 0.5,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.names = dict(names or {})
         self.pred_key = pred_key
         self.confidence_key = confidence_key
         self.postfix = postfix
-        self.warn_below = warn_below
-        self.warn_fit_below = warn_fit_below
+        self.warn_reverse_dice_below = warn_reverse_dice_below
+        self.warn_similarity_below = warn_similarity_below
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator whose outputs are decollated and postprocessed."""
@@ -85,7 +86,7 @@ class CaseQuality:
 
     def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
         """Content of the file."""
-        found = describe_quality(prediction, self.names, self.warn_below, self.warn_fit_below)
+        found = describe_quality(prediction, self.names, self.warn_reverse_dice_below, self.warn_similarity_below)
         if confidence is not None:
             labels = prediction.as_subclass(torch.Tensor).cpu()
             percent = confidence.as_subclass(torch.Tensor).cpu().float()

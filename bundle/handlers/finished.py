@@ -39,7 +39,7 @@ class FinishedCases:
         dataset_dir: folder to which paths of the support may be relative.
         table: CSV file with a column ``case`` that must list a case for it to count as finished; ``None`` for none.
         resume: ``False`` segments every case.
-        bridges: ``[{"image": path}, …]`` that pass the support's labels on.
+        pseudo_supports: ``[{"image": path}, …]`` that pass the support's labels on.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class FinishedCases:
         dataset_dir: str | os.PathLike | None = None,
         table: str | os.PathLike | None = None,
         resume: bool = True,
-        bridges: Sequence[Mapping[str, Any]] = (),
+        pseudo_supports: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.output_dir = Path(output_dir)
         self.settings = dict(settings)
         self.weights = weights
         self.support = list(support)
-        self.bridges = bridges  # of which bad ones are taken out
+        self.pseudo_supports = pseudo_supports  # of which bad ones are taken out
         self.dataset_dir = dataset_dir
         self.table = Path(table) if table else None
         self.resume = resume
@@ -126,7 +126,7 @@ class FinishedCases:
             [file_state(entry[IMAGE]), file_state(entry[LABEL]), describe(dict(entry))]
             for entry in resolve_support(self.support, self.dataset_dir)
         ]
-        bridges = [file_state(entry[IMAGE]) for entry in self.bridges]
-        parts: list[Any] = [describe(self.settings), file_state(self.weights), support, bridges]
+        pseudo_supports = [file_state(entry[IMAGE]) for entry in self.pseudo_supports]
+        parts: list[Any] = [describe(self.settings), file_state(self.weights), support, pseudo_supports]
         parts += [installed_versions(PACKAGES), code_digest()]
         return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()

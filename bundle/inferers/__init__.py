@@ -1,22 +1,22 @@
 """Inference: whole volumes from labelled scans."""
 
-from .bridges import Bridges
+from .atlas_fallback import AtlasFallback
+from .completion import SliceCompletion
 from .few_shot import FewShotInferer
-from .filling import SliceFilling
-from .location import CellLocator, QuarterTurns
-from .propagation import LabelPropagation
-from .remnants import Remnants
-from .self_matching import SelfMatching
-from .sharpening import GuidedSharpening
+from .location import CellRegistration, InPlaneOrientation
+from .pseudo_supports import PseudoSupports
+from .refinement import SelfSupportRefinement
+from .truncated_structures import TruncatedStructures
+from .upsampling import GuidedUpsampling
 
 __all__ = [
-    "Bridges",
-    "CellLocator",
+    "PseudoSupports",
+    "CellRegistration",
     "FewShotInferer",
-    "GuidedSharpening",
-    "LabelPropagation",
-    "QuarterTurns",
-    "Remnants",
-    "SelfMatching",
-    "SliceFilling",
+    "GuidedUpsampling",
+    "AtlasFallback",
+    "InPlaneOrientation",
+    "TruncatedStructures",
+    "SelfSupportRefinement",
+    "SliceCompletion",
 ]

@@ -28,9 +28,9 @@ class EncodedSupport:
         background: share of what has no label ``(Ds, h, w)``.
         shows: which labels a slice shows ``(Ds, V)``.
         slices: numbers of the annotated slices ``(A,)``; the others are no background.
-        answering: numbers of the slices that answer queries: the annotated ones and those that were filled in.
+        answering: numbers of the slices that answer queries: the annotated ones and those that were completed.
         extents: numbers of the slices that show each label, whether they are used as annotated or not.
-        description: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
+        descriptor: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
         widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
         labelled: whether somebody labelled it; ``False`` where a prediction stands for labels.
     """
@@ -45,7 +45,7 @@ class EncodedSupport:
         background: Tensor,
         shows: Tensor,
         slices: Sequence[int],
-        description: Tensor | None = None,
+        descriptor: Tensor | None = None,
         widths: Tensor | None = None,
         labelled: bool = True,
     ) -> None:
@@ -58,13 +58,13 @@ class EncodedSupport:
         self.shows = shows
         self.slices = self.answering = torch.tensor(list(slices))
         self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
-        self.description = description
+        self.descriptor = descriptor
         self.widths = widths
         self.labelled = labelled
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
-    def from_scan(cls, scan: SupportScan, features: Tensor, description_cells: int, batch_size: int) -> EncodedSupport:
+    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor_cells: int, batch_size: int) -> EncodedSupport:
         """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
         label, values = scan.label.movedim(-1, 0), scan.values
         shares, shown, widths = [], [], []
@@ -84,7 +84,7 @@ class EncodedSupport:
             background[:, 0],
             torch.cat(shown),
             scan.annotated_slices,
-            describe_slices(features, description_cells),
+            describe_slices(features, descriptor_cells),
             torch.cat(widths),
         )
 
@@ -111,12 +111,12 @@ class EncodedSupport:
         return foreground, shows
 
     def extent(self, value: int) -> list[int]:
-        """Numbers of the slices that show a value; not those where it was filled in."""
+        """Numbers of the slices that show a value; not those where it was completed."""
         return self.extents[self.values.index(value)]
 
     @property
-    def filled_share(self) -> float:
-        """Share of the slices that answer which were filled in."""
+    def completed_share(self) -> float:
+        """Share of the slices that answer which were completed."""
         return 1 - len(self.slices) / len(self.answering)
 
     def width(self, value: int) -> float:
@@ -150,18 +150,18 @@ class EncodedSupport:
         view.widths = self.widths[:, row : row + 1] if self.widths is not None else None
         return view
 
-    def filled(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:
+    def completed(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:
         """The same scan with labels ``(T, V, h, w)``, ``(T, h, w)`` in ``todo``, slices that then answer too."""
-        filled = copy.copy(self)
-        filled.foreground, filled.background = self.foreground.clone(), self.background.clone()
-        filled.shows = self.shows.clone()
-        filled.foreground[todo], filled.background[todo] = foreground, background
-        filled.shows[todo] = foreground.flatten(2).any(dim=2)
-        filled.answering = torch.cat([self.slices, todo]).sort().values
-        return filled
+        completed = copy.copy(self)
+        completed.foreground, completed.background = self.foreground.clone(), self.background.clone()
+        completed.shows = self.shows.clone()
+        completed.foreground[todo], completed.background[todo] = foreground, background
+        completed.shows[todo] = foreground.flatten(2).any(dim=2)
+        completed.answering = torch.cat([self.slices, todo]).sort().values
+        return completed
 
     def as_published(
-        self, value: int, num_chunks: int, fill: Callable[[EncodedSupport], EncodedSupport]
+        self, value: int, num_chunks: int, complete: Callable[[EncodedSupport], EncodedSupport]
     ) -> EncodedSupport:
         """The scan as the published protocols annotate it: one label, on the middle slice of each chunk.
 
@@ -170,12 +170,12 @@ class EncodedSupport:
         Args:
             value: the label.
             num_chunks: parts of the label's extent.
-            fill: what is done with it, once.
+            complete: what is done with it, once.
         """
         key = (value, num_chunks)
         if key not in self._views:
             if self.labelled:
-                view = fill(self.only(value, support_slices(self.extent(value), num_chunks)))
+                view = complete(self.only(value, support_slices(self.extent(value), num_chunks)))
             else:
                 view = self.only(value, self.answering.tolist())
                 view.background = self.background + self.foreground.sum(dim=1) - view.foreground[:, 0]
@@ -229,20 +229,20 @@ def turn_back(scores: Tensor, turn: int) -> Tensor:
     return scores.rot90(-turn, (2, 3))
 
 
-class Placement(NamedTuple):
+class Registration(NamedTuple):
     """Where a query lies on one support scan.
 
     Attributes:
-        chosen: support slices ``(D, K)`` that answer for each query slice; -1 for none.
-        places: ``(D, 3, h, w)``, see :class:`CellLocator`; ``None`` where every cell stays in its place.
-        fit: how similar the located cells are, in -1..1; without a locator, the aligned slices.
+        support_index: support slices ``(D, K)`` that answer for each query slice; -1 for none.
+        coordinates: ``(D, 3, h, w)``, see :class:`CellRegistration`; ``None`` where every cell stays in its place.
+        similarity: how similar the registered cells are, in -1..1; without a registration, the aligned slices.
         positions: the query slices' positions ``(D,)``, in units of the support's slices.
         turn: quarter turns of the query in the plane after which it lies as the support does; all else is said of
             the turned query.
     """
 
-    chosen: Tensor
-    places: Tensor | None
-    fit: float
+    support_index: Tensor
+    coordinates: Tensor | None
+    similarity: float
     positions: Tensor
     turn: int = 0

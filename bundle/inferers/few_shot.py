@@ -25,24 +25,24 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
-from .bridges import Bridges
-from .encoded import EncodedQuery, EncodedSupport, Placement, turn_back
-from .filling import SliceFilling
+from .atlas_fallback import AtlasFallback
+from .completion import SliceCompletion
+from .encoded import EncodedQuery, EncodedSupport, Registration, turn_back
 from .location import (
-    CellLocator,
-    QuarterTurns,
+    CellRegistration,
+    InPlaneOrientation,
     align_scans,
     describe_slices,
-    invert_line,
-    located_similarity,
+    invert_slice_map,
     nearest_slices,
+    registered_similarity,
 )
 from .matching import match_slices
-from .propagation import LabelPropagation
-from .remnants import Remnants
+from .pseudo_supports import PseudoSupports
+from .refinement import SelfSupportRefinement
 from .scores import leave_out, smooth_slices
-from .self_matching import SelfMatching
-from .sharpening import GuidedSharpening
+from .truncated_structures import TruncatedStructures
+from .upsampling import GuidedUpsampling
 
 
 class FewShotInferer(Inferer):
@@ -54,28 +54,28 @@ class FewShotInferer(Inferer):
 
     How query slices meet support slices:
 
-    - by default the scans are aligned along z by their own features, ``locator`` finds where each cell lies, and
+    - by default the scans are aligned along z by their own features, ``registration`` finds where each cell lies, and
       each query slice is matched to the ``num_slices`` nearest annotated support slices, all labels at once. Where
       none of these shows a label, it cannot appear; where no support slice is near, all is background. Gives scores
       ``(1, 1 + n, H, W, D)``.
     - with ``chunks`` ``(n, D)`` and ``num_chunks`` in the query's meta data, as the published protocols prescribe,
       each label is matched alone against its background, to the support slice of the query slice's chunk, or with
-      ``filling`` to the slices at the same height of the organ. Gives differences of foreground and background
+      ``completion`` to the slices at the same height of the organ. Gives differences of foreground and background
       ``(1, n, H, W, D)``.
 
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
-    weighted by how well they fit the query. A label can appear in a slice where scans of half the weight show it.
+    weighted by how similar they are to the query. A label can appear in a slice where scans of half the weight show it.
 
     Unlabelled scans may stand between support and query: the support segments them once, and what is sure on them
-    answers as further support scans do, see :class:`Bridges`.
+    answers as further support scans do, see :class:`PseudoSupports`.
 
-    Scanners turn oblique planes as they like, and files lose the angle. A query that fits a scan badly is therefore
-    tried in quarter turns, and matched to this scan as it fits best.
+    Scanners turn oblique planes as they like, and files lose the angle. A query unlike a scan is therefore
+    tried in quarter turns, and matched to this scan as it is most similar.
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
-    default also ``support_fit`` and ``support_turn`` of the scan that fits best, see :class:`Placement`, and
-    ``agreement``, see :meth:`measure_agreement`; with ``chunks``, ``by_place``, the share of the scans by which each
-    label is found by its place.
+    default also ``support_similarity`` and ``support_rotation`` of the most similar scan, see :class:`Registration`,
+    and ``reverse_dice``, see :meth:`measure_reverse_dice`; with ``chunks``, ``atlas_fallback``, the share of the scans
+    by which each label is found by its place.
 
     Args:
         support: ``[{"image": path, "label": path}, …]``; a query may bring its own as a JSON string in its meta data
@@ -84,34 +84,35 @@ class FewShotInferer(Inferer):
         labels: values to segment; ``None`` for all that the support shows.
         dataset_dir: folder to which paths of the support may be relative.
         num_slices: support slices that answer for a query slice.
-        description_cells: side of the grid over which a slice's features are averaged for the alignment.
+        descriptor_cells: side of the grid over which a slice's features are averaged for the alignment.
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
-            the one counts whose located cells are the most similar to the support's.
+            the one counts whose registered cells are the most similar to the support's.
         trial_slices: slices of the query, evenly spread, on which candidates and turns are tried.
-        flip_doubt: by how much more similar its cells must be for a query to count as upside down.
-        locator: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
-        turning: quarter turns in the plane that are tried where a query fits a scan badly; ``None`` for none. They
-            need a locator, odd ones a square frame too.
-        propagation: what finds a label within a known extent by its place, where its look misleads; ``None`` for
-            nothing. It needs a locator. Without a known extent, a label may be absent, and is not looked for so.
-        bridges: unlabelled scans that pass the support's labels on; ``None`` for none. They need a locator.
-        fit_temperature: scans that fit less by this weigh less by a factor of e.
+        flip_penalty: by how much more similar its cells must be for a query to count as upside down.
+        registration: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
+        in_plane_orientation: quarter turns in the plane that are tried where a query is unlike a scan; ``None`` for
+            none. They need a registration, odd ones a square frame too.
+        atlas_fallback: what finds a label within a known extent by its place, where its look misleads; ``None`` for
+            nothing. It needs a registration. Without a known extent, a label may be absent, and is not looked for so.
+        pseudo_supports: unlabelled scans that pass the support's labels on; ``None`` for none. They need a
+            registration.
+        similarity_temperature: scans that are less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
         smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
-        filling: labels the slices between the annotated ones of a support scan, which then answer too; ``None`` for
+        completion: labels the slices between the annotated ones of a support scan, which then answer too; ``None`` for
             none.
         refinement: matches a query to what it is sure of itself; ``None`` for none.
-        sharpening: fits the scores to the image; ``None`` for none.
-        min_agreement: a label whose :meth:`measure_agreement` is below is taken for absent from the query.
-        agreement_doubt: where a label wins, scores are divided by one more than this times what its agreement lacks
-            of 1, so that a label which does not give the support's back counts as less sure; more, if much of the
-            support is filled in (``filling``). Supports that annotate it share the doubt like independent measurements,
-            by the root of their number.
-        remnants: what is found at the first or last slice of a query may be the rest of a structure that the scan cuts
-            off, or another one that is taken for it. A label there that is unsure and small beside its volume on the
-            support, of what as many slices can show, is left out; ``None`` for none.
+        upsampling: fits the scores to the image; ``None`` for none.
+        min_reverse_dice: a label whose :meth:`measure_reverse_dice` is below is taken for absent from the query.
+        reverse_dice_discount: where a label wins, scores are divided by one more than this times what its reverse Dice
+            lacks of 1, so that a label which does not give the support's back counts as less sure; more, if much of the
+            support is completed (``completion``). Supports that annotate it share the discount like independent
+            measurements, by the root of their number.
+        truncated_structures: what is found at the first or last slice of a query may be the rest of a structure that
+            the scan cuts off, or another one that is taken for it. A label there that is unsure and small beside its
+            volume on the support, of what as many slices can show, is left out; ``None`` for none.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -126,24 +127,24 @@ class FewShotInferer(Inferer):
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
         num_slices: int = 1,
-        description_cells: int = 4,
+        descriptor_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
         trial_slices: int = 12,
-        flip_doubt: float = 0.0,
-        locator: CellLocator | None = None,
-        turning: QuarterTurns | None = None,
-        propagation: LabelPropagation | None = None,
-        bridges: Bridges | None = None,
-        fit_temperature: float = 0.1,
+        flip_penalty: float = 0.0,
+        registration: CellRegistration | None = None,
+        in_plane_orientation: InPlaneOrientation | None = None,
+        atlas_fallback: AtlasFallback | None = None,
+        pseudo_supports: PseudoSupports | None = None,
+        similarity_temperature: float = 0.1,
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
-        filling: SliceFilling | None = None,
-        refinement: SelfMatching | None = None,
-        sharpening: GuidedSharpening | None = None,
-        min_agreement: float = 0.0,
-        agreement_doubt: float = 0.0,
-        remnants: Remnants | None = None,
+        completion: SliceCompletion | None = None,
+        refinement: SelfSupportRefinement | None = None,
+        upsampling: GuidedUpsampling | None = None,
+        min_reverse_dice: float = 0.0,
+        reverse_dice_discount: float = 0.0,
+        truncated_structures: TruncatedStructures | None = None,
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
@@ -154,29 +155,29 @@ class FewShotInferer(Inferer):
         self.labels = list(labels) if labels is not None else None
         self.dataset_dir = dataset_dir
         self.num_slices = num_slices
-        self.description_cells = description_cells
+        self.descriptor_cells = descriptor_cells
         self.alignment = dict(alignment or {})
         self.trial_slices = trial_slices
-        self.flip_doubt = flip_doubt
-        self.locator = locator
-        self.turning = turning if locator is not None else None
-        self.propagation = propagation
-        self.bridges = bridges if locator is not None else None
-        self.fit_temperature = fit_temperature
+        self.flip_penalty = flip_penalty
+        self.registration = registration
+        self.in_plane_orientation = in_plane_orientation if registration is not None else None
+        self.atlas_fallback = atlas_fallback
+        self.pseudo_supports = pseudo_supports if registration is not None else None
+        self.similarity_temperature = similarity_temperature
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
-        self.filling = filling
+        self.completion = completion
         self.refinement = refinement
-        self.sharpening = sharpening
-        self.min_agreement = min_agreement
-        self.agreement_doubt = agreement_doubt
-        self.remnants = remnants
+        self.upsampling = upsampling
+        self.min_reverse_dice = min_reverse_dice
+        self.reverse_dice_discount = reverse_dice_discount
+        self.truncated_structures = truncated_structures
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
-        self._given_bridges: list[Tensor] = []
+        self._given_pseudo_supports: list[Tensor] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
-        self._bridged: OrderedDict[tuple, tuple[list[EncodedSupport], EncodedSupport | None]] = OrderedDict()
+        self._pseudo_supports: OrderedDict[tuple, tuple[list[EncodedSupport], EncodedSupport | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def set_support(self, scans: Sequence[SupportScan]) -> None:
@@ -184,21 +185,21 @@ class FewShotInferer(Inferer):
         with self._lock:
             self._given = list(scans)
             self._cache.clear()
-            self._bridged.clear()
+            self._pseudo_supports.clear()
 
-    def set_bridges(self, images: Sequence[Tensor]) -> None:
-        """Use unlabelled scans in memory, ``(C, H, W, D)`` in the network's frame, instead of files as bridges.
+    def set_pseudo_supports(self, images: Sequence[Tensor]) -> None:
+        """Use unlabelled scans in memory, ``(C, H, W, D)`` in the network's frame, instead of files as pseudo-supports.
 
         An empty sequence goes back to the files.
 
         Raises:
-            RuntimeError: without ``bridges``, which say how many are used, or without a locator.
+            RuntimeError: without ``pseudo_supports``, which say how many are used, or without a registration.
         """
-        if self.bridges is None or self.bridges.count == 0:
-            raise RuntimeError("no bridges are wanted: set num_bridges, and a locator")
+        if self.pseudo_supports is None or self.pseudo_supports.count == 0:
+            raise RuntimeError("no pseudo-supports are wanted: set num_pseudo_supports, and a registration")
         with self._lock:
-            self._given_bridges = list(images)
-            self._bridged.clear()
+            self._given_pseudo_supports = list(images)
+            self._pseudo_supports.clear()
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> MetaTensor:
         """Segment one query.
@@ -229,54 +230,57 @@ class FewShotInferer(Inferer):
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         encoded = self.encode_support(network, meta.get("support"), volume.device)
         values = self.label_values(encoded)
-        bridges = self._encode_bridges(network, encoded, values, name, volume.device)
+        pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
         num_chunks = None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
-            scans = [*encoded, *bridges]
-            scores, possible, answering, by_place = self._match_extents(
+            scans = [*encoded, *pseudo_supports]
+            scores, possible, answering, atlas_fallback = self._match_extents(
                 network, query, scans, values, chunks, num_chunks
             )
-            meta["by_place"] = by_place[None]
+            meta["atlas_fallback"] = atlas_fallback[None]
         else:
-            placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
-            between = [(scan, self._place(network, query, scan, [scan])) for scan in bridges]
+            placed = [(scan, self._register(network, query, scan, [scan])) for scan in encoded]
+            between = [(scan, self._register(network, query, scan, [scan])) for scan in pseudo_supports]
             scores, possible = self._match_scans(network, query, [*placed, *between], values)
-            answering = [(scan, placement.chosen, placement.turn) for scan, placement in placed]
-            best = max((placement for _, placement in placed), key=lambda placement: placement.fit)
-            meta["support_fit"], meta["support_turn"] = torch.tensor([best.fit]), torch.tensor([best.turn])
+            answering = [(scan, registered.support_index, registered.turn) for scan, registered in placed]
+            best = max((registered for _, registered in placed), key=lambda registered: registered.similarity)
+            meta["support_similarity"], meta["support_rotation"] = (
+                torch.tensor([best.similarity]),
+                torch.tensor([best.turn]),
+            )
         if self.keep_similarity:
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
             meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
-        compete = num_chunks is None
-        scores = self._refine(network, query, scores, possible, compete)
-        if compete:
-            agreement = self.measure_agreement(network, query, placed, values, scores)
-            meta["agreement"] = agreement[None].cpu()
-            scores = leave_out(scores, agreement >= self.min_agreement)
-        scores = self._upsample(scores, volume, compete, self._widths(encoded, values, num_chunks))
-        if compete:
-            if self.remnants is not None:
-                scores = leave_out(scores, ~self.remnants.find(scores, encoded, values, query.spacing_mm))
-            doubts = F.pad(self._doubts(encoded, values, agreement), (1, 0))  # none of the background
-            scores = scores / (1 + doubts)[scores.argmax(dim=1, keepdim=True)]
-        elif self.propagation is not None:
-            scores = scores / (1 + self.propagation.doubt * by_place.to(scores))[:, None, None]
+        exclusive = num_chunks is None
+        scores = self._refine(network, query, scores, possible, exclusive)
+        if exclusive:
+            reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
+            meta["reverse_dice"] = reverse_dice[None].cpu()
+            scores = leave_out(scores, reverse_dice >= self.min_reverse_dice)
+        scores = self._upsample(scores, volume, exclusive, self._widths(encoded, values, num_chunks))
+        if exclusive:
+            if self.truncated_structures is not None:
+                scores = leave_out(scores, ~self.truncated_structures.find(scores, encoded, values, query.spacing_mm))
+            discounts = F.pad(self._discounts(encoded, values, reverse_dice), (1, 0))  # none of the background
+            scores = scores / (1 + discounts)[scores.argmax(dim=1, keepdim=True)]
+        elif self.atlas_fallback is not None:
+            scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
 
-    def _doubts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], agreement: Tensor) -> Tensor:
-        """Doubt of each label ``(n,)``, see ``agreement_doubt``."""
-        doubts = self.agreement_doubt * (1 - agreement)
+    def _discounts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], reverse_dice: Tensor) -> Tensor:
+        """Confidence discount of each label ``(n,)``, see ``reverse_dice_discount``."""
+        discounts = self.reverse_dice_discount * (1 - reverse_dice)
         for row, value in enumerate(values):
-            filled = [scan.filled_share for scan in encoded if scan.annotates(value)]
-            if filled and self.filling is not None:
-                doubts[row] += self.filling.doubt * sum(filled) / len(filled)
-            doubts[row] /= math.sqrt(max(len(filled), 1))
-        return doubts
+            completed = [scan.completed_share for scan in encoded if scan.annotates(value)]
+            if completed and self.completion is not None:
+                discounts[row] += self.completion.discount * sum(completed) / len(completed)
+            discounts[row] /= math.sqrt(max(len(completed), 1))
+        return discounts
 
     def label_values(self, encoded: Sequence[EncodedSupport]) -> list[int]:
         """Label values of the result: the wanted ones, or all that the support shows."""
@@ -326,60 +330,69 @@ class FewShotInferer(Inferer):
             scan = load()
             slices = scan.image.movedim(-1, 0).to(device)
             features = self._encode(network, slices)
-            encoded = EncodedSupport.from_scan(scan, features, self.description_cells, self.slice_batch_size)
-            encoded = self._fill(network, encoded)
+            encoded = EncodedSupport.from_scan(scan, features, self.descriptor_cells, self.slice_batch_size)
+            encoded = self._complete(network, encoded)
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
         while len(self._cache) > max(self.cache_size, len(self.support), in_use):
             self._cache.popitem(last=False)
         return encoded
 
-    def _encode_bridges(
+    def _encode_pseudo_supports(
         self, network: nn.Module, encoded: list[EncodedSupport], values: list[int], query: str, device: Any
     ) -> list[EncodedSupport]:
-        """Bridges of a query in a file, segmented by the support, or taken from the cache."""
-        if self.bridges is None or self.bridges.count == 0:
+        """Pseudo-supports of a query in a file, segmented by the support, or taken from the cache."""
+        if self.pseudo_supports is None or self.pseudo_supports.count == 0:
             return []
         frame: Any = self.preprocessing
         sources: dict[tuple, Any] = {}
-        if self._given_bridges:
-            sources = {("given", i): image for i, image in enumerate(self._given_bridges[: self.bridges.count])}
+        if self._given_pseudo_supports:
+            sources = {
+                ("given", i): image for i, image in enumerate(self._given_pseudo_supports[: self.pseudo_supports.count])
+            }
         elif frame is not None:
-            sources = {(file, *file_state(file)): file for file in self.bridges.choose(query)}
+            sources = {(file, *file_state(file)): file for file in self.pseudo_supports.choose(query)}
         found = []
         with self._lock:
             for source, image in sources.items():
                 # supports are encoded anew for other weights, so that they stand for the network, too; the entry keeps
                 # them, so that their numbers are nobody else's
                 key = (source, *map(id, encoded), *values)
-                if key not in self._bridged:
+                if key not in self._pseudo_supports:
                     if isinstance(image, str):
                         image = frame({IMAGE: image})[IMAGE]
-                    bridge = self._encode_bridge(network, self.bridges, encoded, values, image.to(device))
-                    self._bridged[key] = (encoded, bridge)
-                self._bridged.move_to_end(key)
-                found.append(self._bridged[key][1])
-            while len(self._bridged) > max(self.cache_size, len(sources)):
-                self._bridged.popitem(last=False)
-        return [bridge for bridge in found if bridge is not None]
+                    pseudo_support = self._encode_pseudo_support(
+                        network, self.pseudo_supports, encoded, values, image.to(device)
+                    )
+                    self._pseudo_supports[key] = (encoded, pseudo_support)
+                self._pseudo_supports.move_to_end(key)
+                found.append(self._pseudo_supports[key][1])
+            while len(self._pseudo_supports) > max(self.cache_size, len(sources)):
+                self._pseudo_supports.popitem(last=False)
+        return [pseudo_support for pseudo_support in found if pseudo_support is not None]
 
     @torch.no_grad()
-    def _encode_bridge(
-        self, network: nn.Module, bridges: Bridges, encoded: Sequence[EncodedSupport], values: list[int], image: Tensor
+    def _encode_pseudo_support(
+        self,
+        network: nn.Module,
+        pseudo_supports: PseudoSupports,
+        encoded: Sequence[EncodedSupport],
+        values: list[int],
+        image: Tensor,
     ) -> EncodedSupport | None:
-        """A bridge, segmented by the support; ``None`` if it passes nothing on."""
+        """A pseudo-support, segmented by the support; ``None`` if it passes nothing on."""
         volume = image.as_subclass(Tensor).movedim(-1, 0)
         query = EncodedQuery(volume, slice_spacing(image), partial(self._encode, network))
-        placed = [(scan, self._place(network, query, scan, [scan])) for scan in encoded]
+        placed = [(scan, self._register(network, query, scan, [scan])) for scan in encoded]
         scores, possible = self._match_scans(network, query, placed, values)
         scores = self._refine(network, query, scores, possible, True)
-        agreement = self.measure_agreement(network, query, placed, values, scores)
+        reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
         features = query.features()
-        description = describe_slices(features, self.description_cells)
-        return bridges.encode(features, query.spacing_mm, values, scores, agreement, description)
+        descriptor = describe_slices(features, self.descriptor_cells)
+        return pseudo_supports.encode(features, query.spacing_mm, values, scores, reverse_dice, descriptor)
 
     def _refine(
-        self, network: nn.Module, query: EncodedQuery, scores: Tensor, possible: Tensor, compete: bool
+        self, network: nn.Module, query: EncodedQuery, scores: Tensor, possible: Tensor, exclusive: bool
     ) -> Tensor:
         """Smooth what was matched, and match the query to what it is sure of itself."""
         smooth = partial(smooth_slices, possible=possible, sigma=self.smoothing_mm / query.spacing_mm)
@@ -387,87 +400,94 @@ class FewShotInferer(Inferer):
         if self.refinement is None:
             return scores
         features = query.features()
-        return self.refinement(network, features, scores, possible, compete, smooth, self.slice_batch_size)
+        return self.refinement(network, features, scores, possible, exclusive, smooth, self.slice_batch_size)
 
     def _encode(self, network: nn.Module, slices: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])
 
-    def _place(
+    def _register(
         self, network: nn.Module, query: EncodedQuery, scan: EncodedSupport, views: Sequence[EncodedSupport]
-    ) -> Placement:
-        """Where the query lies on a support scan, turned in the plane if it fits and agrees better so.
+    ) -> Registration:
+        """Where the query lies on a support scan, turned in the plane if it is more similar and agrees better so.
 
         Args:
             network: the network that matches.
             query: the query.
             scan: the support scan.
-            views: the scan as it is annotated, by whose labels the agreement is measured.
+            views: the scan as it is annotated, by whose labels the reverse Dice is measured.
         """
-        upright = self._place_features(query.features(), scan, query.spacing_mm)
-        if self.turning is None or upright.fit >= self.turning.below:
+        upright = self._register_features(query.features(), scan, query.spacing_mm)
+        if self.in_plane_orientation is None or upright.similarity >= self.in_plane_orientation.below:
             return upright
         height, width = query.volume.shape[-2:]
         step = math.ceil(len(query.volume) / self.trial_slices)
-        turns = [0, *(turn for turn in self.turning.turns if height == width or turn % 2 == 0)]
+        turns = [0, *(turn for turn in self.in_plane_orientation.turns if height == width or turn % 2 == 0)]
         parts = {turn: query.part(turn, step) for turn in turns}
-        tried = {turn: self._place_features(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
+        tried = {turn: self._register_features(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
 
-        def agreement(turn: int) -> float:
+        def reverse_dice(turn: int) -> float:
             found = [self._rate(network, parts[turn], view, tried[turn]) for view in views]
             return sum(found) / max(len(found), 1)
 
-        turn = self.turning.choose(upright.fit, {turn: found.fit for turn, found in tried.items()}, agreement)
+        turn = self.in_plane_orientation.choose(
+            upright.similarity, {turn: found.similarity for turn, found in tried.items()}, reverse_dice
+        )
         if turn == 0:
             return upright
-        return self._place_features(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
+        return self._register_features(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
 
-    def _rate(self, network: nn.Module, query: EncodedQuery, view: EncodedSupport, placement: Placement) -> float:
-        """Mean agreement of the labels of a scan with a query that lies so on it."""
-        placement = placement._replace(
-            chosen=nearest_slices(placement.positions, view.answering, self.num_slices), turn=0
+    def _rate(self, network: nn.Module, query: EncodedQuery, view: EncodedSupport, registered: Registration) -> float:
+        """Mean reverse Dice of the labels of a scan with a query that lies so on it."""
+        registered = registered._replace(
+            support_index=nearest_slices(registered.positions, view.answering, self.num_slices), turn=0
         )
-        scores, possible = self._match_scans(network, query, [(view, placement)], view.values)
+        scores, possible = self._match_scans(network, query, [(view, registered)], view.values)
         scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
-        return float(self.measure_agreement(network, query, [(view, placement)], view.values, scores).mean())
+        return float(self.measure_reverse_dice(network, query, [(view, registered)], view.values, scores).mean())
 
-    def _place_features(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Placement:
-        """Where slices lie on a support scan: of the likely lines along z, the one whose cells match best.
+    def _register_features(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Registration:
+        """Where slices lie on a support scan: of the likely slice maps along z, the one whose cells match best.
 
         Args:
             features: ``(D, channels, h, w)``.
             scan: the support scan.
             spacing_mm: distance of the slices.
         """
-        description = describe_slices(features, self.description_cells)
-        lines = align_scans(description, scan.description, spacing_mm, scan.spacing_mm, **self.alignment)
-        if self.locator is None:
-            line, fit = lines[0]
-            return self._place_on_line(features, scan, line, spacing_mm)._replace(fit=fit)
+        descriptor = describe_slices(features, self.descriptor_cells)
+        slice_maps = align_scans(descriptor, scan.descriptor, spacing_mm, scan.spacing_mm, **self.alignment)
+        if self.registration is None:
+            slice_map, similarity = slice_maps[0]
+            return self._register_on_slice_map(features, scan, slice_map, spacing_mm)._replace(similarity=similarity)
 
-        def place(line: Tensor, step: int = 1) -> Placement:
+        def place(slice_map: Tensor, step: int = 1) -> Registration:
             part = features[::step]
-            placement = self._place_on_line(part, scan, line[::step], spacing_mm * step)
-            fit = located_similarity(part, scan.features, placement.places, scan.spacing_mm)
-            return placement._replace(fit=fit)
+            registered = self._register_on_slice_map(part, scan, slice_map[::step], spacing_mm * step)
+            similarity = registered_similarity(part, scan.features, registered.coordinates, scan.spacing_mm)
+            return registered._replace(similarity=similarity)
 
-        candidates = [line for line, _ in lines]
+        candidates = [slice_map for slice_map, _ in slice_maps]
         if len(candidates) == 1:
             return place(candidates[0])
         step = math.ceil(len(features) / self.trial_slices)
-        tried = [place(line, step) for line in candidates]
-        rated = [found.fit - self.flip_doubt * float(line[-1] < line[0]) for found, line in zip(tried, candidates)]
+        tried = [place(slice_map, step) for slice_map in candidates]
+        rated = [
+            found.similarity - self.flip_penalty * float(slice_map[-1] < slice_map[0])
+            for found, slice_map in zip(tried, candidates)
+        ]
         best = rated.index(max(rated))
         return tried[best] if step == 1 else place(candidates[best])
 
-    def _place_on_line(self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float) -> Placement:
-        """Where slices whose rough positions along z are known lie on a scan; how well they fit is left open."""
-        places = None
-        if self.locator is not None:
-            places = self.locator(features, scan.features, positions, spacing_mm, scan.spacing_mm)
-            positions = places[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
+    def _register_on_slice_map(
+        self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float
+    ) -> Registration:
+        """Where slices whose rough positions along z are known lie on a scan; how similar they are is left open."""
+        coordinates = None
+        if self.registration is not None:
+            coordinates = self.registration(features, scan.features, positions, spacing_mm, scan.spacing_mm)
+            positions = coordinates[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
         positions = positions.cpu()
-        return Placement(nearest_slices(positions, scan.answering, self.num_slices), places, 0.0, positions)
+        return Registration(nearest_slices(positions, scan.answering, self.num_slices), coordinates, 0.0, positions)
 
     def _widths(self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
@@ -479,39 +499,39 @@ class FewShotInferer(Inferer):
             widths.append(sum(scan.width(value) for scan in showing) / max(len(showing), 1))
         return widths
 
-    def _upsample(self, scores: Tensor, volume: Tensor, compete: bool, widths: Sequence[float]) -> Tensor:
+    def _upsample(self, scores: Tensor, volume: Tensor, exclusive: bool, widths: Sequence[float]) -> Tensor:
         """Bring scores ``(D, n, h, w)`` from the feature grid to the image, a few slices at a time."""
         parts = []
         for part, images in zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size)):
             fine = F.interpolate(part, size=images.shape[-2:], mode="bilinear", align_corners=False)
-            parts.append(fine if self.sharpening is None else self.sharpening(fine, images, compete, widths))
+            parts.append(fine if self.upsampling is None else self.upsampling(fine, images, exclusive, widths))
         return torch.cat(parts)
 
     def _match_scans(
         self,
         network: nn.Module,
         query: EncodedQuery,
-        placed: Sequence[tuple[EncodedSupport, Placement]],
+        placed: Sequence[tuple[EncodedSupport, Registration]],
         values: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """Scores ``(D, 1 + n, h, w)`` relative to the background's, and where each class can appear ``(D, 1 + n)``.
 
-        All labels that a scan annotates compete in one match with it. A scan that does not annotate a label has no
-        say about it: there, its organ lies unmarked in what looks like background.
+        All labels that a scan annotates are exclusive in one match with it. A scan that does not annotate a label has
+        no say about it: there, its organ lies unmarked in what looks like background.
         """
         features = query.features()
         total = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
         asked = features.new_zeros(len(values))
-        best = max(placement.fit for _, placement in placed)
-        for scan, placement in placed:
+        best = max(registered.similarity for _, registered in placed)
+        for scan, registered in placed:
             rows = [row for row, value in enumerate(values) if scan.annotates(value)]
             if not rows:
                 continue
-            wanted, turned = [values[row] for row in rows], query.features(placement.turn)
-            scores, shown = match_slices(network, turned, scan, wanted, placement, self.slice_batch_size)
-            scores = turn_back(scores, placement.turn)
-            share = math.exp((placement.fit - best) / self.fit_temperature)
+            wanted, turned = [values[row] for row in rows], query.features(registered.turn)
+            scores, shown = match_slices(network, turned, scan, wanted, registered, self.slice_batch_size)
+            scores = turn_back(scores, registered.turn)
+            share = math.exp((registered.similarity - best) / self.similarity_temperature)
             total[:, rows] += share * shown[..., None, None] * (scores[:, 1:] - scores[:, :1])
             weight[:, rows] += share * shown
             asked[rows] += share
@@ -539,11 +559,11 @@ class FewShotInferer(Inferer):
         out = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
         answering: list[tuple[EncodedSupport, Tensor, int]] = []
-        by_place, asking = torch.zeros(len(values)), torch.zeros(len(values))
-        fill = partial(self._fill, network)
+        atlas_fallback, asking = torch.zeros(len(values)), torch.zeros(len(values))
+        complete = partial(self._complete, network)
         for scan in scans:
-            views = {value: scan.as_published(value, num_chunks, fill) for value in values if value in scan.values}
-            turn = self._place(network, query, scan, [*views.values()]).turn if self.turning else 0
+            views = {value: scan.as_published(value, num_chunks, complete) for value in values if value in scan.values}
+            turn = self._register(network, query, scan, [*views.values()]).turn if self.in_plane_orientation else 0
             turned = query.features(turn)
             asked = torch.full((len(features), len(values), self.num_slices), -1)
             for row, value in enumerate(values):
@@ -551,36 +571,40 @@ class FewShotInferer(Inferer):
                 if value not in views or not len(given):
                     continue
                 view = views[value]
-                placement = self._place_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
-                scores, _ = match_slices(network, turned[given], view, [value], placement, self.slice_batch_size)
+                registered = self._register_in_extent(turned, view, chunks[row], num_chunks, query.spacing_mm)
+                scores, _ = match_slices(network, turned[given], view, [value], registered, self.slice_batch_size)
                 own = scores[:, 1] - scores[:, 0]
                 asking[row] += scan.labelled
-                if self.propagation is not None and placement.places is not None and scan.labelled:
+                if self.atlas_fallback is not None and registered.coordinates is not None and scan.labelled:
                     batch_size = self.slice_batch_size
-                    found = self.propagation(network, turned[given], own, view, placement.places, batch_size)
+                    found = self.atlas_fallback(network, turned[given], own, view, registered.coordinates, batch_size)
                     if found is not None:
-                        own, by_place[row] = found, by_place[row] + 1
+                        own, atlas_fallback[row] = found, atlas_fallback[row] + 1
                 out[given, row] += turn_back(own[:, None], turn)[:, 0]
                 weight[given, row] += 1
-                asked[given, row, : placement.chosen.shape[1]] = placement.chosen
+                asked[given, row, : registered.support_index.shape[1]] = registered.support_index
             if scan.labelled:
                 answering.append((scan, asked.flatten(1), turn))
-        return out / weight.clamp(min=1)[..., None, None], weight > 0, answering, by_place / asking.clamp(min=1)
+        return out / weight.clamp(min=1)[..., None, None], weight > 0, answering, atlas_fallback / asking.clamp(min=1)
 
-    def _fill(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
-        return scan if self.filling is None else self.filling(network, scan, self.locator, self.slice_batch_size)
+    def _complete(self, network: nn.Module, scan: EncodedSupport) -> EncodedSupport:
+        return (
+            scan
+            if self.completion is None
+            else self.completion(network, scan, self.registration, self.slice_batch_size)
+        )
 
-    def _place_in_extent(
+    def _register_in_extent(
         self, features: Tensor, view: EncodedSupport, chunks: Tensor, num_chunks: int, spacing_mm: float
-    ) -> Placement:
+    ) -> Registration:
         """Where the query's slices of a known extent lie on a scan, see :meth:`EncodedSupport.as_published`.
 
-        Filled in, the scan answers with the slices at the same height of the organ; as it is, with the slice of the
+        Completed, the scan answers with the slices at the same height of the organ; as it is, with the slice of the
         query slice's chunk.
         """
         given = (chunks >= 0).nonzero()[:, 0]
         shown = view.extent(view.values[0])
-        if self.filling is not None:
+        if self.completion is not None:
             first, last = shown[0], shown[-1]
             height = (given - given[0] + 0.5) / (given[-1] - given[0] + 1)
             positions = first - 0.5 + height * (last - first + 1)
@@ -589,10 +613,10 @@ class FewShotInferer(Inferer):
         else:
             chosen = torch.tensor(support_slices(shown, num_chunks))[chunks[given]][:, None]
             positions = chosen[:, 0].float()
-        places = None
-        if self.locator is not None:
-            places = self.locator(features[given], view.features, positions, spacing_mm, view.spacing_mm)
-        return Placement(chosen, places, 0.0, positions)
+        coordinates = None
+        if self.registration is not None:
+            coordinates = self.registration(features[given], view.features, positions, spacing_mm, view.spacing_mm)
+        return Registration(chosen, coordinates, 0.0, positions)
 
     @torch.no_grad()
     def measure_similarity(
@@ -624,17 +648,17 @@ class FewShotInferer(Inferer):
         return best[:, 0].clamp(max=1)
 
     @torch.no_grad()
-    def measure_agreement(
+    def measure_reverse_dice(
         self,
         network: nn.Module,
         query: EncodedQuery,
-        placed: Sequence[tuple[EncodedSupport, Placement]],
+        placed: Sequence[tuple[EncodedSupport, Registration]],
         values: Sequence[int],
         scores: Tensor,
     ) -> Tensor:
         """How well the prediction, as a support itself, gives the support's labels back: an estimate without truth.
 
-        The support scans are placed on the query by the inverse of the line that the query has on them, and their
+        The support scans are placed on the query by the inverse of the slice map that the query has on them, and their
         annotated slices are segmented by the prediction just as the query was by them. A slice that the query does
         not reach does not count, so that half an organ may agree, and one out of view cannot.
 
@@ -652,16 +676,16 @@ class FewShotInferer(Inferer):
         https://doi.org/10.1109/TMI.2017.2665165.
         """
         best = scores.new_zeros(len(values))
-        for scan, placement in placed:
-            features, turned = query.features(placement.turn), scores.rot90(placement.turn, (2, 3))
+        for scan, registered in placed:
+            features, turned = query.features(registered.turn), scores.rot90(registered.turn, (2, 3))
             predicted = EncodedSupport.from_prediction(features, query.spacing_mm, values, turned)
-            line = invert_line(placement.positions, len(scan.features), query.spacing_mm / scan.spacing_mm)
-            back = self._place_on_line(scan.features, predicted, line, scan.spacing_mm)
-            own = scan.slices[back.chosen[scan.slices, 0] >= 0]
+            slice_map = invert_slice_map(registered.positions, len(scan.features), query.spacing_mm / scan.spacing_mm)
+            back = self._register_on_slice_map(scan.features, predicted, slice_map, scan.spacing_mm)
+            own = scan.slices[back.support_index[scan.slices, 0] >= 0]
             if not len(own):
                 continue
-            places = back.places[own] if back.places is not None else None
-            back = Placement(back.chosen[own], places, back.fit, back.positions[own])
+            coordinates = back.coordinates[own] if back.coordinates is not None else None
+            back = Registration(back.support_index[own], coordinates, back.similarity, back.positions[own])
             found, shown = match_slices(network, scan.features[own], predicted, values, back, self.slice_batch_size)
             found = smooth_slices(found, F.pad(shown, (1, 0), value=True), 0.0)
             given = F.one_hot(found.argmax(dim=1), 1 + len(values)).movedim(-1, 1)[:, 1:].bool()

@@ -41,12 +41,12 @@ def align_scans(
 ) -> list[tuple[Tensor, float]]:
     """Place of each query slice on the support scan: the affine maps along z with the most similar slices.
 
-    Slices of a map are compared by the cosine of their descriptions, less the mean of the slices that overlap by this
+    Slices of a map are compared by the cosine of their descriptors, less the mean of the slices that overlap by this
     map: what a part of a body shares must not tell where it lies in a whole one.
 
     Args:
-        query: descriptions ``(Dq, F)`` of the query's slices.
-        support: descriptions ``(Ds, F)`` of the support's.
+        query: descriptors ``(Dq, F)`` of the query's slices.
+        support: descriptors ``(Ds, F)`` of the support's.
         query_spacing: distance of the query's slices in mm.
         support_spacing: distance of the support's slices in mm.
         scales: body heights of the support relative to the query's that are tried.
@@ -65,14 +65,14 @@ def align_scans(
     """
     queries, supports = len(query), len(support)
     steps = torch.arange(queries, dtype=torch.float64)
-    lines, largest, penalties = [], [], []
+    slice_maps, largest, penalties = [], [], []
     for scale in scales:
         slope = scale * query_spacing / support_spacing
         offsets = torch.arange(-(int((queries - 1) * slope) + 1), supports, 0.5, dtype=torch.float64)
-        lines.append(steps * slope + offsets[:, None])
+        slice_maps.append(steps * slope + offsets[:, None])
         largest.append(torch.full_like(offsets, max(1.0, min(queries, supports / slope))))
         penalties.append(torch.full_like(offsets, scale_penalty * abs(math.log(scale))))
-    upright = torch.cat(lines)
+    upright = torch.cat(slice_maps)
     positions, possible = torch.cat([upright, upright.flip(1)]), torch.cat(largest * 2)
     penalty = torch.cat([torch.cat(penalties), torch.cat(penalties) + flip_margin])
     overlap = (positions > -0.5) & (positions < supports - 0.5)
@@ -103,8 +103,8 @@ def _similarity_in_overlap(query: Tensor, support: Tensor, nearest: Tensor, over
     The mean of the whole support counts as one more slice of both means, so that a single slice is compared too.
 
     Args:
-        query: descriptions ``(Dq, F)``.
-        support: descriptions ``(Ds, F)``.
+        query: descriptors ``(Dq, F)``.
+        support: descriptors ``(Ds, F)``.
         nearest: the support's slice that is nearest to each of the query's by each map ``(L, Dq)``.
         overlap: whether it counts ``(L, Dq)``.
     """
@@ -126,11 +126,11 @@ def _similarity_in_overlap(query: Tensor, support: Tensor, nearest: Tensor, over
     return pairs / (query_norm.clamp(min=1e-9) * support_norm.clamp(min=1e-9)).sqrt()
 
 
-def invert_line(positions: Tensor, count: int, slope: float) -> Tensor:
+def invert_slice_map(positions: Tensor, count: int, slope: float) -> Tensor:
     """Turn positions of a query's slices on a support around: where the support's slices lie on the query.
 
     Args:
-        positions: ``(Dq,)`` in units of the support's slices; the line nearest to them is inverted.
+        positions: ``(Dq,)`` in units of the support's slices; the straight line nearest to them is inverted.
         count: how many slices the support has.
         slope: the support's slices a slice of the query, by their distances; for a query of one slice, and the least
             that is believed is half of it.
@@ -146,10 +146,10 @@ def invert_line(positions: Tensor, count: int, slope: float) -> Tensor:
     return ((torch.arange(count, dtype=torch.float64) - middle) / found + steps.mean()).float()
 
 
-class CellLocator:
+class CellRegistration:
     """Finds where each cell of a query lies on a support scan: a smooth displacement field of matching features.
 
-    Organs do not move together from one body to the next, so that one line along z places no slice right for all of
+    Organs do not move together from one body to the next, so that one map along z places no slice right for all of
     them. Starting from it, each cell of a coarse grid is moved to the mean place of the support's cells around it,
     weighted by their similarity and nearness; the displacements are smoothed, and it is done again from there, each
     time with less smoothing: first whole bodies find each other, then organs.
@@ -243,10 +243,10 @@ class CellLocator:
                 near = around[index][known[index]]
                 if not len(near):
                     continue  # no support slice is near
-                places = spots[near].flatten(0, 1)
+                coordinates = spots[near].flatten(0, 1)
                 similar = self.temperature * targets[near].flatten(0, 1) @ cells[index].flatten(1)
-                similar = similar - torch.cdist(places * weight, here[index].T * weight).square()
-                moved[index] = places.T @ similar.softmax(dim=0) - start[index]
+                similar = similar - torch.cdist(coordinates * weight, here[index].T * weight).square()
+                moved[index] = coordinates.T @ similar.softmax(dim=0) - start[index]
             field = moved.reshape(len(query), 3, height, width)
             field = _blur(_blur(field, 2, sigma * height), 3, sigma * width)
             moved = _blur(field, 0, sigma_mm / query_spacing).flatten(2)
@@ -256,16 +256,17 @@ class CellLocator:
 
 
 @dataclass(frozen=True)
-class QuarterTurns:
+class InPlaneOrientation:
     """When a query is tried in turns in the plane, and which of them is believed.
 
     Args:
         turns: quarter turns that are tried, out of 1, 2 and 3.
-        below: fit of the query as it is, below which they are tried.
-        doubt: a turned query must fit better by this. If it fits better or worse by less, it stays as it is, or with a
-            fit below ``doubt_below`` the positions are told apart by their agreement as well: the fit alone mistakes
-            one side of the heart for the other, the agreement alone turns what is symmetric.
-        doubt_below: see ``doubt``.
+        below: similarity of the query as it is, below which they are tried.
+        margin: a turned query must be more similar by this. If it is more or less similar by less, it stays as it is,
+            or with a similarity below ``reverse_dice_below`` the positions are told apart by their reverse Dice as
+            well: the similarity alone mistakes one side of the heart for the other, the reverse Dice alone turns what
+                is symmetric.
+        reverse_dice_below: see ``margin``.
 
     Raises:
         ValueError: for another turn.
@@ -273,67 +274,71 @@ class QuarterTurns:
 
     turns: Sequence[int] = (1, 2, 3)
     below: float = 0.6
-    doubt: float = 0.06
-    doubt_below: float = 0.5
+    margin: float = 0.06
+    reverse_dice_below: float = 0.5
 
     def __post_init__(self) -> None:
         if not set(self.turns) <= {1, 2, 3}:
             raise ValueError(f"turns must be among 1, 2 and 3, got {list(self.turns)}")
 
-    def choose(self, upright: float, fits: Mapping[int, float], agreement: Callable[[int], float]) -> int:
+    def choose(self, upright: float, similarities: Mapping[int, float], reverse_dice: Callable[[int], float]) -> int:
         """The turn that is believed.
 
         Args:
-            upright: fit of the whole query as it is.
-            fits: fit of the tried slices after each turn, 0 among them.
-            agreement: gives the agreement after a turn, in 0..1; asked for only in doubt.
+            upright: similarity of the whole query as it is.
+            similarities: of the tried slices after each turn, 0 among them.
+            reverse_dice: gives the reverse Dice after a turn, in 0..1; asked for only where it is needed.
 
         Returns:
             One of the turns, 0 for the query as it is.
         """
-        best = max(fits.values())
-        ratings = dict(fits)
-        if best < fits[0] + self.doubt:
-            if upright >= self.doubt_below:
+        best = max(similarities.values())
+        ratings = dict(similarities)
+        if best < similarities[0] + self.margin:
+            if upright >= self.reverse_dice_below:
                 return 0
-            ratings = {turn: fit + agreement(turn) for turn, fit in fits.items() if fit > best - self.doubt}
+            ratings = {
+                turn: found + reverse_dice(turn) for turn, found in similarities.items() if found > best - self.margin
+            }
         return max(sorted(ratings), key=lambda turn: ratings[turn])
 
 
-def located_similarity(query: Tensor, support: Tensor, places: Tensor, support_spacing: float) -> float:
-    """How similar a query's cells are to what lies at their places on the support.
+def registered_similarity(query: Tensor, support: Tensor, coordinates: Tensor, support_spacing: float) -> float:
+    """How similar a query's cells are to what lies at their coordinates on the support.
 
     Args:
         query: features ``(Dq, D, h, w)``.
         support: features ``(Ds, D, h, w)``.
-        places: ``(Dq, 3, h, w)``, see :class:`CellLocator`.
+        coordinates: ``(Dq, 3, h, w)``, see :class:`CellRegistration`.
         support_spacing: distance of the support's slices in mm.
 
     Returns:
         Mean cosine, in -1..1, of the cells that lie on the support; -1 if none does.
     """
     count = len(support)
-    depths = places[:, 2] / (support_spacing / 10)
+    depths = coordinates[:, 2] / (support_spacing / 10)
     on_support = (depths > -0.5) & (depths < count - 0.5)
     if not bool(on_support.any()):
         return -1.0
-    found = sample_places(normalize(support, 1), places, support_spacing)
+    found = sample_coordinates(normalize(support, 1), coordinates, support_spacing)
     return float(F.cosine_similarity(query, found, dim=1)[on_support].mean())
 
 
-def sample_places(support: Tensor, places: Tensor, support_spacing: float) -> Tensor:
-    """What a support has at the places of a query's cells, linearly interpolated.
+def sample_coordinates(support: Tensor, coordinates: Tensor, support_spacing: float) -> Tensor:
+    """What a support has at the coordinates of a query's cells, linearly interpolated.
 
     Args:
         support: ``(Ds, C, h, w)``.
-        places: ``(Dq, 3, h, w)``, see :class:`CellLocator`; beyond the support, its border counts.
+        coordinates: ``(Dq, 3, h, w)``, see :class:`CellRegistration`; beyond the support, its border counts.
         support_spacing: distance of the support's slices in mm.
 
     Returns:
         ``(Dq, C, h, w)``.
     """
-    depths = places[:, 2] / (support_spacing / 10)
-    spots = torch.stack([2 * places[:, 1] - 1, 2 * places[:, 0] - 1, (2 * depths + 1) / len(support) - 1], dim=-1)
+    depths = coordinates[:, 2] / (support_spacing / 10)
+    spots = torch.stack(
+        [2 * coordinates[:, 1] - 1, 2 * coordinates[:, 0] - 1, (2 * depths + 1) / len(support) - 1], dim=-1
+    )
     volume = support.movedim(0, 1)[None]
     return F.grid_sample(volume, spots[None], padding_mode="border", align_corners=False)[0].movedim(1, 0)
 

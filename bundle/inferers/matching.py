@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .encoded import EncodedSupport, Placement
+from .encoded import EncodedSupport, Registration
 
 
 def match_slices(
@@ -15,35 +15,35 @@ def match_slices(
     features: Tensor,
     scan: EncodedSupport,
     values: Sequence[int],
-    placement: Placement,
+    registered: Registration,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores by one scan, all of whose labels compete.
+    """Scores by one scan, all of whose labels are exclusive.
 
     Args:
         network: the network that matches.
         features: ``(D, channels, h, w)``.
         scan: the scan that answers.
         values: the ``n`` labels that are asked for.
-        placement: where the slices lie on the scan.
+        registered: where the slices lie on the scan.
         batch_size: support slices a pass.
 
     Returns:
         Scores ``(D, 1 + n, h, w)``, and which labels the slices that answer show ``(D, n)``.
     """
     foreground, shows = scan.wanted(values)
-    chosen = placement.chosen.to(features.device)
+    chosen = registered.support_index.to(features.device)
     scores, shown = [], []
     for part in torch.arange(len(features)).split(max(1, batch_size // chosen.shape[1])):
         index = chosen[part].clamp(min=0)  # (b, K)
         known = (chosen[part] >= 0)[..., None, None]
         masks = (foreground[index] * known[..., None]).transpose(1, 2)  # (b, n, K, h, w)
-        places = depths = None
-        if placement.places is not None:
-            places, depths = placement.places[part], index.float() * (scan.spacing_mm / 10)
+        coordinates = depths = None
+        if registered.coordinates is not None:
+            coordinates, depths = registered.coordinates[part], index.float() * (scan.spacing_mm / 10)
         background = scan.background[index] * known
         scores.append(
-            network.match(features[part], scan.features[index], masks.flatten(1, 2), background, places, depths)
+            network.match(features[part], scan.features[index], masks.flatten(1, 2), background, coordinates, depths)
         )
         shown.append((shows[index] & known[..., 0]).any(dim=1))
     return torch.cat(scores), torch.cat(shown)

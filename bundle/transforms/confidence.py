@@ -20,9 +20,9 @@ class ConfidenceMap(Transform):
 
     Args:
         temperature: divides the scores; higher is less sure. The default is the one whose expected calibration error
-            (15 bins, competing scores, divided by their label's doubt, of 20 scans of CHAOS and 20 hearts of ACDC,
-            whole and cut in halves) was low over the body and over the predicted organs alike; scores of another kind
-            need their own.
+            (15 bins, competing scores, divided by their label's confidence discount, of 20 scans of CHAOS and 20 hearts
+            of ACDC, whole and cut in halves) was low over the body and over the predicted organs alike; scores of
+            another kind need their own.
         outside: confidence where all scores are 0, which is what :class:`RestoreGeometry` writes around the
             network's frame: background by rule, in [0, 1].
 

@@ -155,13 +155,14 @@ class SelectSupportd(MapTransform):
 class AnswerQualityd(MapTransform):
     """Adds to the ``result`` of a MONAI Label request how far the label map can be trusted.
 
-    It is what :class:`CaseQuality` writes on the command line: ``support_fit``, ``agreement`` of each label, by which
-    the next samples are ranked, and a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
+    It is what :class:`CaseQuality` writes on the command line: ``support_similarity``, ``reverse_dice`` of each label,
+    by which the next samples are ranked, and a ``warning`` if it is low, which is logged too; see
+    :func:`describe_quality`.
 
     Args:
         keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.
-        warn_below: agreement below which a label is warned of.
-        warn_fit_below: ``support_fit`` below which the support is warned of.
+        warn_reverse_dice_below: reverse Dice below which a label is warned of.
+        warn_similarity_below: ``support_similarity`` below which the support is warned of.
         names: names of the label values, for a support whose own names are not known.
         allow_missing_keys: skip keys that are absent.
     """
@@ -169,14 +170,14 @@ class AnswerQualityd(MapTransform):
     def __init__(
         self,
         keys: str | Sequence[str] = PRED,
-        warn_below: float = 0.3,
-        warn_fit_below: float = 0.5,
+        warn_reverse_dice_below: float = 0.3,
+        warn_similarity_below: float = 0.5,
         names: Mapping[int, str] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.warn_below = warn_below
-        self.warn_fit_below = warn_fit_below
+        self.warn_reverse_dice_below = warn_reverse_dice_below
+        self.warn_similarity_below = warn_similarity_below
         self.names = dict(names or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -186,7 +187,9 @@ class AnswerQualityd(MapTransform):
             if "image_path" in out:
                 result = out.get("result", {})
                 names = {value: name for name, value in result.get("label_values", {}).items()}
-                found = describe_quality(out[key], names or self.names, self.warn_below, self.warn_fit_below)
+                found = describe_quality(
+                    out[key], names or self.names, self.warn_reverse_dice_below, self.warn_similarity_below
+                )
                 if "warning" in found:
                     logger.warning(f"{os.path.basename(str(out['image_path']))}: {found['warning']}")
                 if found:

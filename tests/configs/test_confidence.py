@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_inference_writes_confidence_only_when_asked(run_config, tmp_path, phantom_dir):
     out = {flag: run_config("inference", save_confidence=flag, output_dir=str(tmp_path / str(flag))) for flag in (0, 1)}
     for folder in (tmp_path / "0", tmp_path / "1"):
-        assert json.loads((folder / "phantom_05/phantom_05_quality.json").read_text())["support_fit"] <= 1
+        assert json.loads((folder / "phantom_05/phantom_05_quality.json").read_text())["support_similarity"] <= 1
     assert out
     assert [p.name for p in (tmp_path / "0").rglob("*.nii.gz")] == ["phantom_05_seg.nii.gz"]
     maps = [nib.load(tmp_path / flag / "phantom_05/phantom_05_seg.nii.gz") for flag in "01"]
@@ -42,7 +42,7 @@ def test_evaluation_writes_confidence_of_the_saved_label_maps(run_config, protoc
         percent = np.asarray(nib.load(out / case / f"{case}_confidence.nii.gz").dataobj)
         labels = np.asarray(nib.load(out / case / f"{case}_seg.nii.gz").dataobj)
         found = json.loads((out / case / f"{case}_quality.json").read_text())
-        assert ("support_fit" in found) == (protocol == "volume")
+        assert ("support_similarity" in found) == (protocol == "volume")
         for value, name in enumerate(("liver", "right kidney", "left kidney", "spleen"), 1):
             if (labels == value).any():
                 assert found["confidence"][name] == pytest.approx(percent[labels == value].mean(), abs=0.006)

@@ -114,8 +114,8 @@ def test_a_changed_label_is_read_again(tmp_path, phantom_dir):
 def test_the_scan_that_agrees_least_is_listed_first(tmp_path, phantom_dir):
     studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_01": ORGANS})
     index = json.loads((studies / "datastore_v2.json").read_text())
-    for case, agreement in (("phantom_02", {"a": 0.5, "b": 0.52}), ("phantom_03", {"a": 0.9, "b": 0.1, "c": 0.2})):
-        params = {"support_fit": 0.1, "agreement": agreement}
+    for case, reverse_dice in (("phantom_02", {"a": 0.5, "b": 0.52}), ("phantom_03", {"a": 0.9, "b": 0.1, "c": 0.2})):
+        params = {"support_similarity": 0.1, "reverse_dice": reverse_dice}
         index["objects"][case]["labels"]["original"] = {"ext": ".nii.gz", "info": {"params": params}}
     (studies / "datastore_v2.json").write_text(json.dumps(index))
     lines = next_sample(str(studies)).splitlines()

@@ -19,7 +19,7 @@ def prediction(**meta):
 
 
 def test_mean_confidence_over_the_predicted_voxels_and_the_fit_of_the_support(tmp_path):
-    labels = prediction(support_fit=torch.tensor([0.62341]), label_values=torch.tensor([[1, 2, 5]]))
+    labels = prediction(support_similarity=torch.tensor([0.62341]), label_values=torch.tensor([[1, 2, 5]]))
     engine = Engine(lambda _, item: [{"label_map": labels}])
     engine.state.batch = [{}]
     confidence = MetaTensor(torch.tensor([70, 91, 20, 55], dtype=torch.uint8).view(1, 1, 1, 4))
@@ -27,58 +27,61 @@ def test_mean_confidence_over_the_predicted_voxels_and_the_fit_of_the_support(tm
     engine.run([[{"confidence": confidence}]], max_epochs=1)
     assert [p.name for p in (tmp_path / "case_7").iterdir()] == ["case_7_quality.json"]
     found = json.loads((tmp_path / "case_7" / "case_7_quality.json").read_text())
-    assert found == {"support_fit": 0.6234, "confidence": {"liver": 80.5, "spleen": None, "label 5": 55.0}}
+    assert found == {"support_similarity": 0.6234, "confidence": {"liver": 80.5, "spleen": None, "label 5": 55.0}}
 
 
 def test_what_is_absent_is_not_written(tmp_path):
     saver = CaseQuality(tmp_path, NAMES)
     assert saver.write({"pred": prediction()}) is None
     assert list(tmp_path.iterdir()) == []
-    path = saver.write({"pred": prediction(support_fit=0.5)})
-    assert json.loads(path.read_text()) == {"support_fit": 0.5}
+    path = saver.write({"pred": prediction(support_similarity=0.5)})
+    assert json.loads(path.read_text()) == {"support_similarity": 0.5}
     with pytest.raises(KeyError, match=r"CaseQuality: \['pred'\] absent, there are \['other'\]"):
         saver.write({"other": 1})
 
 
 @pytest.mark.parametrize(
-    ("agreement", "warning"),
+    ("reverse_dice", "warning"),
     [
         ([0.8, 0.5], None),
-        ([0.8, 0.25], "look at these labels, agreement below 0.3: spleen 0.25"),
-        ([0.1, 0.0], "the support does not fit this scan, agreement below 0.3: liver 0.10, spleen 0.00"),
+        ([0.8, 0.25], "look at these labels, reverse Dice below 0.3: spleen 0.25"),
+        ([0.1, 0.0], "the support does not fit this scan, reverse Dice below 0.3: liver 0.10, spleen 0.00"),
     ],
 )
-def test_labels_that_agree_badly_are_warned_of_in_the_file_and_the_log(tmp_path, caplog, agreement, warning):
-    found = prediction(agreement=torch.tensor([agreement]), label_values=torch.tensor([[1, 2]]))
+def test_labels_of_low_reverse_dice_are_warned_of_in_the_file_and_the_log(tmp_path, caplog, reverse_dice, warning):
+    found = prediction(reverse_dice=torch.tensor([reverse_dice]), label_values=torch.tensor([[1, 2]]))
     path = CaseQuality(tmp_path, NAMES).write({"pred": found})
     read = json.loads(path.read_text())
-    assert read["agreement"] == pytest.approx(dict(zip(NAMES.values(), agreement)))
+    assert read["reverse_dice"] == pytest.approx(dict(zip(NAMES.values(), reverse_dice)))
     assert read.get("warning") == warning
     assert [record.message for record in caplog.records] == ([f"case_7: {warning}"] if warning else [])
 
 
 def test_a_support_of_another_body_part_is_warned_of_before_its_labels(tmp_path, caplog):
-    found = prediction(support_fit=0.43, agreement=torch.tensor([[0.8, 0.2]]), label_values=torch.tensor([[1, 2]]))
-    read = json.loads(CaseQuality(tmp_path, NAMES, warn_fit_below=0.5).write({"pred": found}).read_text())
+    found = prediction(
+        support_similarity=0.43, reverse_dice=torch.tensor([[0.8, 0.2]]), label_values=torch.tensor([[1, 2]])
+    )
+    read = json.loads(CaseQuality(tmp_path, NAMES, warn_similarity_below=0.5).write({"pred": found}).read_text())
     assert read["warning"] == (
-        "the support looks unlike this scan, fit 0.43 below 0.5; look at these labels, agreement below 0.3: spleen 0.20"
+        "the support looks unlike this scan, similarity 0.43 below 0.5; "
+        "look at these labels, reverse Dice below 0.3: spleen 0.20"
     )
     assert [record.message for record in caplog.records] == [f"case_7: {read['warning']}"]
     assert "warning" in json.loads(
-        CaseQuality(tmp_path, NAMES).write({"pred": prediction(support_fit=0.1)}).read_text()
+        CaseQuality(tmp_path, NAMES).write({"pred": prediction(support_similarity=0.1)}).read_text()
     )
 
 
 @pytest.mark.parametrize(("turn", "degrees"), [(0, None), (1, 90), (3, 270)])
 def test_a_turned_scan_is_named(tmp_path, turn, degrees):
-    found = describe_quality(prediction(support_turn=torch.tensor([turn])), {}, 0.3, 0.5)
-    assert found.get("turned_degrees") == degrees
+    found = describe_quality(prediction(support_rotation=torch.tensor([turn])), {}, 0.3, 0.5)
+    assert found.get("rotated_degrees") == degrees
     assert ("warning" in found) == (f"turned by {degrees} degrees" in found.get("warning", "")) == (turn > 0)
 
 
 @pytest.mark.parametrize(("shares", "names"), [((0.0, 0.0), None), ((0.0, 0.5), ["spleen"])])
 def test_a_label_that_is_found_by_its_place_is_named(shares, names):
-    found = prediction(by_place=torch.tensor([shares]), label_values=torch.tensor([[1, 2]]))
+    found = prediction(atlas_fallback=torch.tensor([shares]), label_values=torch.tensor([[1, 2]]))
     read = describe_quality(found, NAMES, 0.3, 0.5)
-    assert read.get("found_by_place") == names
+    assert read.get("atlas_fallback") == names
     assert read.get("warning") == (names and "unlike the support's, found by where they must lie: spleen")

@@ -7,7 +7,7 @@ import torch
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, SliceFilling
+from bundle.inferers import FewShotInferer, SliceCompletion
 
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
@@ -83,51 +83,51 @@ def still_life():
     return image, label
 
 
-def test_slices_between_annotated_ones_are_filled_in():
+def test_slices_between_annotated_ones_are_completed():
     image, label = still_life()
     sparse = torch.zeros_like(label)
     sparse[..., [2, 5]] = label[..., [2, 5]]
     network, found = CountingNetwork(), {}
-    for fill in (False, True):
-        inferer = FewShotInferer(filling=SliceFilling(margin=1.0) if fill else None)
+    for complete in (False, True):
+        inferer = FewShotInferer(completion=SliceCompletion(margin=1.0) if complete else None)
         inferer.set_support([SupportScan(image, sparse, 7.0, "a")])
-        [found[fill]] = inferer.encode_support(network)
+        [found[complete]] = inferer.encode_support(network)
     assert found[False].answering.tolist() == found[False].slices.tolist() == [2, 5]
-    filled = found[True]
-    assert filled.slices.tolist() == [2, 5]
-    assert filled.answering.tolist() == [1, 2, 3, 4, 5, 6]  # half of the gap beyond the outermost
+    completed = found[True]
+    assert completed.slices.tolist() == [2, 5]
+    assert completed.answering.tolist() == [1, 2, 3, 4, 5, 6]  # half of the gap beyond the outermost
     truth = torch.zeros(8, 8, dtype=torch.bool)
     truth[1:4, 2:5] = True
     for index in (1, 3, 4, 6):
-        assert torch.equal(filled.foreground[index, 0] > 0.5, truth)
-        assert not ((filled.background[index] > 0.5) & truth).any()
-        assert filled.shows[index].all()
-    assert not filled.foreground[[0, 7, 8, 9]].any()
-    assert filled.extent(1) == [2, 5]  # the label's own slices, by which protocols choose
+        assert torch.equal(completed.foreground[index, 0] > 0.5, truth)
+        assert not ((completed.background[index] > 0.5) & truth).any()
+        assert completed.shows[index].all()
+    assert not completed.foreground[[0, 7, 8, 9]].any()
+    assert completed.extent(1) == [2, 5]  # the label's own slices, by which protocols choose
 
 
-def test_labels_of_a_support_that_was_filled_in_are_less_sure_and_the_same():
+def test_labels_of_a_support_that_was_completed_are_less_sure_and_the_same():
     sparse = torch.zeros_like(squares())
     sparse[..., 3::4] = squares()[..., 3::4]
 
-    def scores(label, doubt, annotated=(None,)):
-        inferer = FewShotInferer(num_slices=1, filling=SliceFilling(doubt=doubt))
+    def scores(label, discount, annotated=(None,)):
+        inferer = FewShotInferer(num_slices=1, completion=SliceCompletion(discount=discount))
         inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
         return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
 
     assert torch.equal(scores(squares(), 0.0), scores(squares(), 0.5))  # annotated throughout
     found = []
     for annotated in ((None,), (None, None, None, None), ({1: 1}, {3: 3})):
-        plain, doubted = scores(sparse, 0.0, annotated), scores(sparse, 0.5, annotated)
+        plain, discounted = scores(sparse, 0.0, annotated), scores(sparse, 0.5, annotated)
         labelled = (plain.argmax(dim=1, keepdim=True) > 0).expand_as(plain)
-        assert torch.equal(plain[~labelled], doubted[~labelled])
-        ratio = (plain / doubted)[labelled & (plain != 0)]
+        assert torch.equal(plain[~labelled], discounted[~labelled])
+        ratio = (plain / discounted)[labelled & (plain != 0)]
         assert ratio.max() - ratio.min() < 1e-4
         found.append(float(ratio.mean()) - 1)
     alone, four, apart = found
     assert 0.2 < alone < 0.5
     assert four == pytest.approx(alone / 2, abs=1e-3)
-    assert apart == pytest.approx(alone, abs=1e-3)  # only what annotates a label shares its doubt
+    assert apart == pytest.approx(alone, abs=1e-3)  # only what annotates a label shares its discount
 
 
 def test_labels_beside_those_of_a_protocol_are_not_looked_at():
@@ -140,7 +140,7 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     chunks = query_chunks([False, *[True] * 8, False], 3)[None]
     scores = []
     for given in (label, spoiled):
-        inferer = FewShotInferer(num_slices=3, filling=SliceFilling())
+        inferer = FewShotInferer(num_slices=3, completion=SliceCompletion())
         inferer.set_support([SupportScan(image, given, 7.0, "a")])
         scores.append(inferer(query_of(image, chunks=chunks, num_chunks=3), CountingNetwork()))
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))

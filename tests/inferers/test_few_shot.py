@@ -14,12 +14,12 @@ from torch import nn
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
 from bundle.inferers import (
-    CellLocator,
+    AtlasFallback,
+    CellRegistration,
     FewShotInferer,
-    LabelPropagation,
-    QuarterTurns,
-    Remnants,
-    SliceFilling,
+    InPlaneOrientation,
+    SliceCompletion,
+    TruncatedStructures,
     few_shot,
 )
 from bundle.networks import ALPNet
@@ -324,18 +324,21 @@ def test_two_threads_give_the_answers_of_each_alone(files):
         torch.testing.assert_close(results[index], expected, atol=0, rtol=0)
 
 
-def turning(**arguments):
-    """What an inferer needs to try all turns of a query, whatever its fit."""
-    return {"locator": CellLocator(reach=0, pooling=1), "turning": QuarterTurns(**{"below": 2.0, **arguments})}
+def in_plane_orientation(**arguments):
+    """What an inferer needs to try all turns of a query, whatever its similarity."""
+    return {
+        "registration": CellRegistration(reach=0, pooling=1),
+        "in_plane_orientation": InPlaneOrientation(**{"below": 2.0, **arguments}),
+    }
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
 def test_a_query_that_is_turned_in_the_plane_is_found_and_comes_back_turned(turn):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
-    inferer = given(scan, num_slices=1, keep_similarity=True, **turning())
+    inferer = given(scan, num_slices=1, keep_similarity=True, **in_plane_orientation())
     _, upright = segment(inferer, CountingNetwork(), query_of(noise(0)))
     label_map, turned = segment(inferer, CountingNetwork(), query_of(noise(0).rot90(turn, (1, 2))))
-    for key in ("support_fit", "agreement"):
+    for key in ("support_similarity", "reverse_dice"):
         torch.testing.assert_close(turned.meta[key], upright.meta[key], atol=1e-4, rtol=0)
     torch.testing.assert_close(turned.meta["similarity"], upright.meta["similarity"].rot90(turn, (1, 2)))
     assert (label_map == squares().rot90(turn, (0, 1))).float().mean() > 0.98
@@ -349,7 +352,7 @@ def test_each_support_scan_has_its_own_turn():
         SupportScan(noise(0), torch.where(label == 1, 1, 0), 7.0, "a", {1: 1}),
         SupportScan(noise(0).rot90(1, (1, 2)), torch.where(label == 3, 3, 0).rot90(1, (0, 1)), 7.0, "b", {3: 3}),
     ]
-    found, _ = segment(given(*scans, num_slices=1, **turning()), CountingNetwork(), query_of(noise(0)))
+    found, _ = segment(given(*scans, num_slices=1, **in_plane_orientation()), CountingNetwork(), query_of(noise(0)))
     assert (found == label).float().mean() > 0.98
 
 
@@ -358,12 +361,12 @@ def test_a_turned_query_is_found_within_known_extents_too():
     rows = [query_chunks((label == value).flatten(0, 1).any(dim=0).numpy(), 3) for value in (1, 3)]
     meta = {"chunks": torch.as_tensor(np.stack(rows)), "num_chunks": 3}
     scan = SupportScan(noise(0), squares(), 7.0, "a")
-    inferer = given(scan, labels=[1, 3], num_slices=1, filling=SliceFilling(), **turning())
+    inferer = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), **in_plane_orientation())
     scores = inferer(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, filling=SliceFilling(), locator=inferer.locator)
+    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=inferer.registration)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -374,66 +377,72 @@ def test_a_label_that_looks_unlike_the_support_is_found_by_its_place_within_its_
     rows = [query_chunks((label == value).flatten(0, 1).any(dim=0).numpy(), 3) for value in (1, 3)]
     query = query_of(image, chunks=torch.as_tensor(np.stack(rows)), num_chunks=3)
     scan = SupportScan(noise(0), label, 7.0, "a")
-    locator = CellLocator(smoothing=(0.2,), smoothing_mm=(8.0,), reach=0, pooling=1)
+    registration = CellRegistration(smoothing=(0.2,), smoothing_mm=(8.0,), reach=0, pooling=1)
     truth = torch.stack([label == 1, label == 3])
-    shares, scores, by_place = [], [], []
-    options = {"labels": [1, 3], "num_slices": 1, "filling": SliceFilling(), "locator": locator}
-    for propagation in (None, LabelPropagation(below=0.6, band=0, reach=0)):
-        inferer = given(scan, **options, propagation=propagation)
+    shares, scores, fallbacks = [], [], []
+    options = {"labels": [1, 3], "num_slices": 1, "completion": SliceCompletion(), "registration": registration}
+    for fallback in (None, AtlasFallback(below=0.6, band=0, reach=0)):
+        inferer = given(scan, **options, atlas_fallback=fallback)
         result = inferer(query, CountingNetwork())
         scores.append(result[0].as_subclass(torch.Tensor))
-        by_place.append(result.meta["by_place"].tolist())
+        fallbacks.append(result.meta["atlas_fallback"].tolist())
         found = scores[-1] > 0
         shares.append((found & truth).flatten(1).sum(dim=1) / truth.flatten(1).sum(dim=1))
     (missed, plain), (placed, same) = shares
     assert missed < 0.1
     assert plain == same > 0.7
     assert placed > 0.8 * plain  # nearly as well as what looks like the support
-    assert by_place == [[[0, 0]], [[1, 0]]]
-    given_, sure = options | {"propagation": propagation}, LabelPropagation(below=0.6, band=0, reach=0, doubt=0.0)
-    undoubted = given(scan, **(given_ | {"propagation": sure}))(query, CountingNetwork())[0].as_subclass(torch.Tensor)
-    torch.testing.assert_close(2 * scores[1][0], undoubted[0])  # less sure
-    assert torch.equal(scores[1][1], undoubted[1])
+    assert fallbacks == [[[0, 0]], [[1, 0]]]
+    given_, sure = options | {"atlas_fallback": fallback}, AtlasFallback(below=0.6, band=0, reach=0, discount=0.0)
+    undiscounted = given(scan, **(given_ | {"atlas_fallback": sure}))(query, CountingNetwork())[0].as_subclass(
+        torch.Tensor
+    )
+    torch.testing.assert_close(2 * scores[1][0], undiscounted[0])  # less sure
+    assert torch.equal(scores[1][1], undiscounted[1])
 
 
-def test_turns_are_tried_only_where_the_fit_is_low_and_on_some_slices():
+def test_turns_are_tried_only_where_the_similarity_is_low_and_on_some_slices():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     for arguments, encoded in (
-        ({"below": 0.5}, 2 * DEPTH),  # the support and the query, which fits
+        ({"below": 0.5}, 2 * DEPTH),  # the support and the query, which is similar enough
         ({}, 2 * DEPTH + 4 * 5),
         ({"turns": (2,)}, 2 * DEPTH + 2 * 5),
     ):
         network = CountingNetwork()
-        segment(given(scan, num_slices=1, trial_slices=5, **turning(**arguments)), network, query_of(noise(0)))
+        segment(
+            given(scan, num_slices=1, trial_slices=5, **in_plane_orientation(**arguments)), network, query_of(noise(0))
+        )
         assert network.encoded == encoded
 
 
-def test_what_fits_nearly_as_well_is_told_apart_by_its_agreement(monkeypatch):
+def test_what_is_nearly_as_similar_is_told_apart_by_its_reverse_dice(monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     query = query_of(noise(0).rot90(1, (1, 2)))
     asked = []
     rate = FewShotInferer._rate
 
-    def agreement(inferer, *arguments):
+    def reverse_dice(inferer, *arguments):
         asked.append(rate(inferer, *arguments))
         return asked[-1]
 
-    monkeypatch.setattr(FewShotInferer, "_rate", agreement)
-    for doubt, below, number in ((0.06, 0.0, 0), (2.0, 2.0, 4)):
+    monkeypatch.setattr(FewShotInferer, "_rate", reverse_dice)
+    for margin, below, number in ((0.06, 0.0, 0), (2.0, 2.0, 4)):
         asked.clear()
-        inferer = given(scan, num_slices=1, **turning(doubt=doubt, doubt_below=below))
+        inferer = given(scan, num_slices=1, **in_plane_orientation(margin=margin, reverse_dice_below=below))
         found, _ = segment(inferer, CountingNetwork(), query)
         assert (found == squares().rot90(1, (0, 1))).float().mean() > 0.98
         assert len(asked) == number
     assert sorted(asked)[-1] > 0.95
     assert sorted(asked)[-2] < 0.5
-    found, _ = segment(given(scan, num_slices=1, **turning(doubt=2.0, doubt_below=0.0)), CountingNetwork(), query)
-    assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95  # in doubt, a query stays as it is
+    found, _ = segment(
+        given(scan, num_slices=1, **in_plane_orientation(margin=2.0, reverse_dice_below=0.0)), CountingNetwork(), query
+    )
+    assert (found == squares().rot90(1, (0, 1))).float().mean() < 0.95  # where nothing tells, a query stays as it is
 
 
 def test_a_frame_that_is_not_square_is_turned_upside_down_alone():
     scan = SupportScan(noise(0)[:, 8:56], squares()[8:56], 7.0, "a")
-    inferer = given(scan, num_slices=1, **turning())
+    inferer = given(scan, num_slices=1, **in_plane_orientation())
     query = query_of(noise(0)[:, 8:56].rot90(2, (1, 2)))
     found, _ = segment(inferer, CountingNetwork(), query)
     assert (found == squares()[8:56].rot90(2, (0, 1))).float().mean() > 0.98
@@ -529,45 +538,45 @@ def test_empty_support_list_is_named(files):
         from_files(files)(query_of(noise(0)), make_tiny())
 
 
-def test_agreement_is_high_with_the_scan_itself_and_nothing_with_another_body():
+def test_reverse_dice_is_high_with_the_scan_itself_and_nothing_with_another_body():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     _, same = segment(given(scan), CountingNetwork(), query_of(noise(0)))
-    label_map, other = segment(given(scan, min_agreement=0.8), CountingNetwork(), query_of(noise(7)))
-    assert same.meta["agreement"].shape == (1, 2)
-    assert same.meta["agreement"].min() > 0.95
-    assert other.meta["agreement"].max() < 0.8
-    assert (label_map == 0).all()  # a label that does not agree is absent
+    label_map, other = segment(given(scan, min_reverse_dice=0.8), CountingNetwork(), query_of(noise(7)))
+    assert same.meta["reverse_dice"].shape == (1, 2)
+    assert same.meta["reverse_dice"].min() > 0.95
+    assert other.meta["reverse_dice"].max() < 0.8
+    assert (label_map == 0).all()  # a label that of low reverse Dice is absent
 
 
-def test_body_that_lies_elsewhere_agrees_once_its_cells_are_located():
+def test_body_that_lies_elsewhere_agrees_once_its_cells_are_registered():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     moved = torch.roll(noise(0), (16, 8, 1), dims=(1, 2, 3))  # two cells down, one to the right, a slice up
     network = CountingNetwork(position_weight=100.0, depth_weight=0.3)
     _, stayed = segment(given(scan), network, query_of(moved))
-    locator = CellLocator(smoothing=[0.3, 0.1], smoothing_mm=[24.0, 8.0], temperature=200.0, pooling=1)
-    found, located = segment(given(scan, locator=locator), network, query_of(moved))
+    registration = CellRegistration(smoothing=[0.3, 0.1], smoothing_mm=[24.0, 8.0], temperature=200.0, pooling=1)
+    found, registered = segment(given(scan, registration=registration), network, query_of(moved))
     truth = torch.roll(squares(), (16, 8, 1), dims=(0, 1, 2))
     assert (found == truth).float().mean() > 0.97
-    assert located.meta["agreement"].min() > 0.9
-    assert located.meta["agreement"].min() > stayed.meta["agreement"].min() + 0.1
+    assert registered.meta["reverse_dice"].min() > 0.9
+    assert registered.meta["reverse_dice"].min() > stayed.meta["reverse_dice"].min() + 0.1
 
 
 def test_half_an_organ_agrees_and_one_out_of_view_does_not():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     _, half = segment(given(scan), CountingNetwork(), query_of(noise(0)[..., :5]))  # label 3 begins in slice 5
-    assert half.meta["agreement"][0, 0] > 0.8  # slices 2 to 4 of 2 to 6, and 5 by its neighbor
-    assert half.meta["agreement"][0, 1] < 0.35
+    assert half.meta["reverse_dice"][0, 0] > 0.8  # slices 2 to 4 of 2 to 6, and 5 by its neighbor
+    assert half.meta["reverse_dice"][0, 1] < 0.35
 
 
 def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     right, wrong = torch.arange(float(DEPTH)), torch.arange(float(DEPTH)) + 3
     monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
-    stay = CellLocator([], [])
-    found, scores = segment(given(scan, locator=stay), CountingNetwork(), query_of(noise(0)))
+    stay = CellRegistration([], [])
+    found, scores = segment(given(scan, registration=stay), CountingNetwork(), query_of(noise(0)))
     assert (found == squares()).float().mean() > 0.98
-    assert float(scores.meta["support_fit"]) == pytest.approx(1.0, abs=1e-3)
-    # without a locator nothing tells better than the lines themselves
+    assert float(scores.meta["support_similarity"]) == pytest.approx(1.0, abs=1e-3)
+    # without a registration nothing tells better than the slice_maps themselves
     found, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
     assert (found[..., 8:] == 0).all()
     assert (found[8:32, 16:40, 4] != 1).any()
@@ -578,38 +587,38 @@ def test_at_least_one_slice_is_tried():
         FewShotInferer(trial_slices=0)
 
 
-@pytest.mark.parametrize(("flip_doubt", "upright"), [(0.0, False), (3.0, True)])
-def test_a_query_must_fit_better_by_the_doubt_to_count_as_upside_down(flip_doubt, upright, monkeypatch):
+@pytest.mark.parametrize(("flip_penalty", "upright"), [(0.0, False), (3.0, True)])
+def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(flip_penalty, upright, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     up = torch.arange(float(DEPTH))
     monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
-    inferer = given(scan, locator=CellLocator([], []), flip_doubt=flip_doubt)
+    inferer = given(scan, registration=CellRegistration([], []), flip_penalty=flip_penalty)
     found, scores = segment(inferer, CountingNetwork(), query_of(noise(0).flip(-1)))
     assert ((found == squares().flip(-1)).float().mean() > 0.98) == (not upright)
-    assert (float(scores.meta["support_fit"]) > 0.9) == (not upright)
+    assert (float(scores.meta["support_similarity"]) > 0.9) == (not upright)
 
 
 @pytest.mark.parametrize(("trial_slices", "tried"), [(12, DEPTH), (5, 5), (3, 3)])
 def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     sizes = []
-    rate = few_shot.located_similarity
+    rate = few_shot.registered_similarity
     monkeypatch.setattr(
-        few_shot, "located_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
+        few_shot, "registered_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
     )
-    inferer = given(scan, locator=CellLocator([], []), trial_slices=trial_slices, alignment={"candidates": 3})
+    inferer = given(scan, registration=CellRegistration([], []), trial_slices=trial_slices, alignment={"candidates": 3})
     found, _ = segment(inferer, CountingNetwork(), query_of(noise(0)))
     assert (found == squares()).float().mean() > 0.98
     assert sizes == [tried] * 3 + ([] if tried == DEPTH else [DEPTH])  # the chosen one once, on all of them
 
 
 def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_agreement", lambda *_: torch.tensor([0.9, 0.1]))
+    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.9, 0.1]))
     label = squares()
     label[16:24, 24:32, 2:7] = 3  # in the middle of the other organ
     scan = SupportScan(noise(0), label, 7.0, "a")
     kept, _ = segment(given(scan), CountingNetwork(), query_of(noise(0)))
-    found, scores = segment(given(scan, min_agreement=0.5), CountingNetwork(), query_of(noise(0)))
+    found, scores = segment(given(scan, min_reverse_dice=0.5), CountingNetwork(), query_of(noise(0)))
     assert (kept == 3).any()
     assert (found != 3).all()
     assert (found[18:22, 26:30, 2:7] == 0).all()
@@ -618,23 +627,25 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
 
 
 def test_a_label_that_does_not_give_the_supports_back_is_less_sure_and_the_same(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_agreement", lambda *_: torch.tensor([0.5, 1.0]))
+    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.5, 1.0]))
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     found, scores = segment(given(scan), CountingNetwork(), query_of(noise(0)))
-    same, doubted = segment(given(scan, agreement_doubt=3.0), CountingNetwork(), query_of(noise(0)))
+    same, discounted = segment(given(scan, reverse_dice_discount=3.0), CountingNetwork(), query_of(noise(0)))
     assert torch.equal(found, same)
     for value, divisor in ((0, 1.0), (1, 2.5), (3, 1.0)):
         at = (found == value).expand_as(scores[0])
         assert at.any()
-        torch.testing.assert_close(doubted[0][at], scores[0][at] / divisor)
-    _, shared = segment(given(*[scan] * 4, agreement_doubt=3.0), CountingNetwork(), query_of(noise(0)))
+        torch.testing.assert_close(discounted[0][at], scores[0][at] / divisor)
+    _, shared = segment(given(*[scan] * 4, reverse_dice_discount=3.0), CountingNetwork(), query_of(noise(0)))
     at = (found == 1).expand_as(scores[0])
-    torch.testing.assert_close(shared[0][at], scores[0][at] / 1.75)  # a half of the doubt
+    torch.testing.assert_close(shared[0][at], scores[0][at] / 1.75)  # a half of the discount
 
 
 def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
-    unsure, sure = (given(scan, num_slices=1, remnants=Remnants(0.4, margin)) for margin in (1e6, 0.0))
+    unsure, sure = (
+        given(scan, num_slices=1, truncated_structures=TruncatedStructures(0.4, margin)) for margin in (1e6, 0.0)
+    )
     cut = query_of(noise(0)[..., :3])  # one slice of organ 1, of which three could show
     assert (segment(sure, CountingNetwork(), cut)[0] == 1).any()
     assert not (segment(unsure, CountingNetwork(), cut)[0] == 1).any()

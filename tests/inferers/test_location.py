@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from bundle.inferers.location import (
-    CellLocator,
-    QuarterTurns,
+    CellRegistration,
+    InPlaneOrientation,
     _similarity_in_overlap,
     align_scans,
     describe_slices,
-    invert_line,
-    located_similarity,
+    invert_slice_map,
     nearest_slices,
+    registered_similarity,
 )
 
 
 def bodies(mm):
-    """A body's unit descriptions (D, 24) at heights in mm: smooth, and never the same twice."""
+    """A body's unit descriptors (D, 24) at heights in mm: smooth, and never the same twice."""
     phases = torch.arange(24.0) * 1.7
     lengths = torch.linspace(60, 300, 24)
     waves = torch.sin(torch.as_tensor(mm, dtype=torch.float32)[:, None] / lengths * 6.283 + phases)
@@ -31,19 +31,19 @@ def test_known_shift_and_scale_are_found(scale, query_spacing, support_spacing, 
     query_z = torch.arange(int(220 / query_spacing)) * query_spacing
     support_z = torch.arange(int(260 / support_spacing)) * support_spacing
     # a point at height h of the support's body lies at h / scale in the query's
-    [(places, similarity)] = align_scans(
+    [(coordinates, similarity)] = align_scans(
         bodies((query_z + start_mm / scale) * scale), bodies(support_z), query_spacing, support_spacing
     )
     expected = (query_z * scale + start_mm) / support_spacing
-    assert (places - expected).abs().max() <= 1.0
+    assert (coordinates - expected).abs().max() <= 1.0
     assert similarity > 0.9
 
 
 def test_overlap_has_to_be_large_enough():
     query = bodies(torch.arange(20) * 7.0)
     support = bodies(torch.arange(20) * 7.0 + 133)  # only the last slice of the query is on the support
-    [(places, _)] = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
-    assert ((places > -0.5) & (places < 19.5)).sum() >= 10
+    [(coordinates, _)] = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.5)
+    assert ((coordinates > -0.5) & (coordinates < 19.5)).sum() >= 10
     [(free, similarity)] = align_scans(query, support, 7.0, 7.0, scales=(1.0,), min_overlap=0.0, overlap_penalty=0.0)
     torch.testing.assert_close(free, torch.arange(20.0) - 19)
     assert similarity == pytest.approx(1.0, abs=1e-5)
@@ -51,26 +51,28 @@ def test_overlap_has_to_be_large_enough():
 
 @pytest.mark.parametrize(("query", "support"), [(1, 12), (12, 1), (1, 1)])
 def test_single_slices_find_a_place(query, support):
-    [(places, _)] = align_scans(bodies(torch.arange(query) * 7.0 + 35), bodies(torch.arange(support) * 7.0), 7.0, 7.0)
-    assert places.shape == (query,)
-    assert torch.isfinite(places).all()
+    [(coordinates, _)] = align_scans(
+        bodies(torch.arange(query) * 7.0 + 35), bodies(torch.arange(support) * 7.0), 7.0, 7.0
+    )
+    assert coordinates.shape == (query,)
+    assert torch.isfinite(coordinates).all()
     if support == 12:
-        assert places.item() == pytest.approx(5, abs=0.5)
+        assert coordinates.item() == pytest.approx(5, abs=0.5)
 
 
 def test_a_description_has_the_mean_directions_of_coarse_cells():
     features = torch.rand(5, 3, 8, 12, generator=torch.Generator().manual_seed(0)) + 4
-    description = describe_slices(features, cells=2)
-    assert description.shape == (5, 12)
+    descriptor = describe_slices(features, cells=2)
+    assert descriptor.shape == (5, 12)
     unit = features / features.norm(dim=1, keepdim=True)
     cells = torch.stack([unit[:, :, r : r + 4, c : c + 6].mean(dim=(2, 3)) for r in (0, 4) for c in (0, 6)], dim=2)
-    torch.testing.assert_close(description, cells.flatten(1))
+    torch.testing.assert_close(descriptor, cells.flatten(1))
 
 
 def test_nearest_slices_by_hand():
-    places = torch.tensor([-1.2, -0.9, 0.2, 1.6, 3.9, 4.0])
+    coordinates = torch.tensor([-1.2, -0.9, 0.2, 1.6, 3.9, 4.0])
     expected = [[-1, -1], [0, 1], [0, 1], [2, 1], [3, 2], [-1, -1]]
-    np.testing.assert_array_equal(nearest_slices(places, torch.arange(4), 2), expected)
+    np.testing.assert_array_equal(nearest_slices(coordinates, torch.arange(4), 2), expected)
 
 
 def test_more_slices_than_there_are_leave_gaps():
@@ -78,10 +80,10 @@ def test_more_slices_than_there_are_leave_gaps():
 
 
 def test_annotated_slices_answer_for_half_of_the_gap_beyond_them():
-    places = torch.tensor([0.4, 0.6, 4.9, 5.2, 13.4, 13.6])
+    coordinates = torch.tensor([0.4, 0.6, 4.9, 5.2, 13.4, 13.6])
     expected = [[-1], [3], [3], [3], [11], [-1]]
-    np.testing.assert_array_equal(nearest_slices(places, torch.tensor([3, 8, 11]), 1)[:4], expected[:4])
-    np.testing.assert_array_equal(nearest_slices(places, torch.tensor([3, 8, 11]), 1)[4:], expected[4:])
+    np.testing.assert_array_equal(nearest_slices(coordinates, torch.tensor([3, 8, 11]), 1)[:4], expected[:4])
+    np.testing.assert_array_equal(nearest_slices(coordinates, torch.tensor([3, 8, 11]), 1)[4:], expected[4:])
 
 
 def test_a_scan_upside_down_is_found_and_an_upright_one_stays():
@@ -106,36 +108,36 @@ def waves(depth, shift=(0.0, 0.0, 0.0), cells=32):
 
 
 def test_locator_finds_a_shift_that_the_alignment_of_slices_missed():
-    locator = CellLocator([0.1] * 8, [12.0] * 8, temperature=20.0, position_weight=5.0, depth_weight=0.03)
-    places = locator(waves(12, shift=(2.0, 3.0, 0.0)), waves(12), torch.arange(12.0), 10.0, 10.0)
-    assert places.shape == (12, 3, 32, 32)
-    start = CellLocator([], [])(waves(12), waves(12), torch.arange(12.0), 10.0, 10.0)
-    moved = (places - start)[3:8, :, 10:22, 10:22].mean(dim=(0, 2, 3))
+    registration = CellRegistration([0.1] * 8, [12.0] * 8, temperature=20.0, position_weight=5.0, depth_weight=0.03)
+    coordinates = registration(waves(12, shift=(2.0, 3.0, 0.0)), waves(12), torch.arange(12.0), 10.0, 10.0)
+    assert coordinates.shape == (12, 3, 32, 32)
+    start = CellRegistration([], [])(waves(12), waves(12), torch.arange(12.0), 10.0, 10.0)
+    moved = (coordinates - start)[3:8, :, 10:22, 10:22].mean(dim=(0, 2, 3))
     assert moved[0] * 32 == pytest.approx(3, abs=1.0)  # rows of the grid
     assert moved[1] * 32 == pytest.approx(0, abs=0.5)
     assert moved[2] == pytest.approx(2, abs=0.6)  # slices of 1 cm
 
 
 def test_locator_leaves_a_scan_on_itself_where_it_is():
-    places = CellLocator()(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
-    start = CellLocator([], [])(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
+    coordinates = CellRegistration()(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
+    start = CellRegistration([], [])(waves(9), waves(9), torch.arange(9.0), 7.0, 7.0)
     centers = (torch.arange(32) + 0.5) / 32
     torch.testing.assert_close(start[0, 0, :, 5], centers)
     torch.testing.assert_close(start[:, 2, 0, 0], torch.arange(9.0) * 0.7)
-    assert (places - start)[2:7, :2, 8:24, 8:24].abs().max() < 0.02
+    assert (coordinates - start)[2:7, :2, 8:24, 8:24].abs().max() < 0.02
 
 
 def test_locator_without_reach_keeps_the_slices():
     positions = torch.tensor([2.0, 2.0, 5.0])
-    places = CellLocator()(waves(3), waves(9), positions, 7.0, 8.0, reach=0)
-    torch.testing.assert_close(places[:, 2], (positions * 0.8)[:, None, None].expand(3, 32, 32))
+    coordinates = CellRegistration()(waves(3), waves(9), positions, 7.0, 8.0, reach=0)
+    torch.testing.assert_close(coordinates[:, 2], (positions * 0.8)[:, None, None].expand(3, 32, 32))
 
 
 def test_locator_takes_sensible_numbers_only():
     with pytest.raises(ValueError, match="reach"):
-        CellLocator(reach=-1)
+        CellRegistration(reach=-1)
     with pytest.raises(ValueError, match="one number a round"):
-        CellLocator(smoothing=[0.1])
+        CellRegistration(smoothing=[0.1])
 
 
 def test_locator_follows_what_moves_alone_once_it_smooths_less():
@@ -145,11 +147,11 @@ def test_locator_follows_what_moves_alone_once_it_smooths_less():
         return torch.cat([still[..., :16], moved[..., 16:]], dim=-1) if coarse else still
 
     positions = torch.arange(5.0)
-    start = CellLocator([], [])(bent(True), bent(False), positions, 7.0, 7.0)
+    start = CellRegistration([], [])(bent(True), bent(False), positions, 7.0, 7.0)
     found = {}
     for name, rounds in {"coarse": [0.3] * 4, "fine": [0.3, 0.1, 0.05, 0.03]}.items():
-        places = CellLocator(rounds, [12.0] * 4)(bent(True), bent(False), positions, 7.0, 7.0)
-        rows = 32 * (places - start)[:, 0, 8:24].mean(dim=(0, 1))
+        coordinates = CellRegistration(rounds, [12.0] * 4)(bent(True), bent(False), positions, 7.0, 7.0)
+        rows = 32 * (coordinates - start)[:, 0, 8:24].mean(dim=(0, 1))
         found[name] = float(rows[22:28].mean() - rows[4:10].mean())
     assert found["fine"] == pytest.approx(2, abs=0.5)
     assert found["coarse"] < found["fine"] - 0.5
@@ -157,8 +159,8 @@ def test_locator_follows_what_moves_alone_once_it_smooths_less():
 
 def test_of_lines_as_similar_the_one_that_overlaps_more_counts():
     same = torch.ones(12, 5)  # every slice is like every other
-    [(places, fit)] = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
-    assert ((places > -0.5) & (places < 11.5)).all()
+    [(coordinates, fit)] = align_scans(same, torch.ones(12, 5), 7.0, 7.0, scales=(1.0,))
+    assert ((coordinates > -0.5) & (coordinates < 11.5)).all()
     assert fit == pytest.approx(0.0, abs=1e-5)  # nothing tells, and the penalty is not in it
 
 
@@ -182,33 +184,33 @@ def test_half_a_body_is_found_on_a_whole_one():
     """Slices of the half have much in common that the whole has not."""
     whole = bodies(torch.arange(40) * 7.0)
     whole[:20, :8] += 1.0
-    [(places, _)] = align_scans(whole[:20], whole, 7.0, 7.0)
-    torch.testing.assert_close(places, torch.arange(20.0))
+    [(coordinates, _)] = align_scans(whole[:20], whole, 7.0, 7.0)
+    torch.testing.assert_close(coordinates, torch.arange(20.0))
 
 
 def test_of_scales_that_fit_alike_the_one_nearer_to_one_counts():
     same = torch.ones(12, 5)
     for scales in ((0.8, 1.0, 1.25), (1.25, 1.0, 0.8)):
-        [(places, _)] = align_scans(same, torch.ones(30, 5), 7.0, 7.0, scales=scales)
-        assert (places.diff() == 1).all()
+        [(coordinates, _)] = align_scans(same, torch.ones(30, 5), 7.0, 7.0, scales=scales)
+        assert (coordinates.diff() == 1).all()
 
 
 def test_candidates_differ_and_the_best_comes_first():
     support = bodies(torch.arange(30) * 7.0)
-    lines = align_scans(support[10:18], support, 7.0, 7.0, scales=(1.0,), min_overlap=1.0, candidates=4, apart=3.0)
-    assert len(lines) == 4
-    torch.testing.assert_close(lines[0][0], torch.arange(10.0, 18.0))
-    fits = [fit for _, fit in lines]
-    assert fits[0] == max(fits) == pytest.approx(1.0, abs=1e-5)
-    for index, (line, _) in enumerate(lines):
-        assert all((line - other).abs().mean() >= 3.0 for other, _ in lines[:index])
+    slice_maps = align_scans(support[10:18], support, 7.0, 7.0, scales=(1.0,), min_overlap=1.0, candidates=4, apart=3.0)
+    assert len(slice_maps) == 4
+    torch.testing.assert_close(slice_maps[0][0], torch.arange(10.0, 18.0))
+    similarities = [fit for _, fit in slice_maps]
+    assert similarities[0] == max(similarities) == pytest.approx(1.0, abs=1e-5)
+    for index, (slice_map, _) in enumerate(slice_maps):
+        assert all((slice_map - other).abs().mean() >= 3.0 for other, _ in slice_maps[:index])
 
 
 def test_one_candidate_at_least_goes_the_other_way():
     support = bodies(torch.arange(30) * 7.0)
     for query, ways in ((support, [True, True, False]), (support.flip(0), [False, False, True])):
-        lines = align_scans(query, support, 7.0, 7.0, min_overlap=0.9, candidates=2)
-        assert [bool((line.diff() > 0).all()) for line, _ in lines] == ways
+        slice_maps = align_scans(query, support, 7.0, 7.0, min_overlap=0.9, candidates=2)
+        assert [bool((slice_map.diff() > 0).all()) for slice_map, _ in slice_maps] == ways
 
 
 def test_no_more_candidates_than_there_are():
@@ -221,48 +223,48 @@ def test_located_similarity_by_hand():
     grid = (torch.arange(32) + 0.5) / 32
     rows, columns = torch.meshgrid(grid, grid, indexing="ij")
     depths = torch.arange(6.0)[:, None, None].expand(6, 32, 32) * 0.7
-    places = torch.stack([rows.expand(6, 32, 32), columns.expand(6, 32, 32), depths], dim=1)
-    assert located_similarity(support, support, places, 7.0) == pytest.approx(1.0, abs=1e-4)
-    assert located_similarity(-support, support, places, 7.0) == pytest.approx(-1.0, abs=1e-4)
-    up = places + torch.tensor([0.0, 0.0, 0.7])[:, None, None]  # the last slice lies beyond the support
+    coordinates = torch.stack([rows.expand(6, 32, 32), columns.expand(6, 32, 32), depths], dim=1)
+    assert registered_similarity(support, support, coordinates, 7.0) == pytest.approx(1.0, abs=1e-4)
+    assert registered_similarity(-support, support, coordinates, 7.0) == pytest.approx(-1.0, abs=1e-4)
+    up = coordinates + torch.tensor([0.0, 0.0, 0.7])[:, None, None]  # the last slice lies beyond the support
     cosine = torch.nn.functional.cosine_similarity(support[:5], support[1:], dim=1).mean()
-    assert located_similarity(support, support, up, 7.0) == pytest.approx(float(cosine), abs=1e-4)
-    assert located_similarity(support, support, places + 99, 7.0) == -1.0
+    assert registered_similarity(support, support, up, 7.0) == pytest.approx(float(cosine), abs=1e-4)
+    assert registered_similarity(support, support, coordinates + 99, 7.0) == -1.0
 
 
 @pytest.mark.parametrize(("slope", "start"), [(1.0, 0.0), (0.5, 3.0), (-1.25, 9.0)])
 def test_inverted_line_leads_back(slope, start):
     on_support = start + slope * torch.arange(8.0)
-    back = invert_line(on_support, 12, abs(slope))
+    back = invert_slice_map(on_support, 12, abs(slope))
     torch.testing.assert_close(back, (torch.arange(12.0) - start) / slope)
 
 
 def test_single_slice_is_inverted_by_the_distances_and_a_flat_line_by_half_of_them():
-    torch.testing.assert_close(invert_line(torch.tensor([4.0]), 6, 2.0), (torch.arange(6.0) - 4) / 2)
-    torch.testing.assert_close(invert_line(torch.full((3,), 4.0), 6, 2.0), torch.arange(6.0) - 4 + 1)
+    torch.testing.assert_close(invert_slice_map(torch.tensor([4.0]), 6, 2.0), (torch.arange(6.0) - 4) / 2)
+    torch.testing.assert_close(invert_slice_map(torch.full((3,), 4.0), 6, 2.0), torch.arange(6.0) - 4 + 1)
 
 
 @pytest.mark.parametrize(
-    ("upright", "fits", "chosen", "asked"),
+    ("upright", "similarities", "chosen", "asked"),
     [
-        (0.55, {0: 0.5, 1: 0.7, 2: 0.68}, 1, []),  # one fits clearly better than the query as it is
-        (0.55, {0: 0.5, 1: 0.55}, 0, []),  # in doubt, and it fits well enough
-        (0.45, {0: 0.4, 1: 0.45, 2: 0.41, 3: 0.2}, 2, [0, 1, 2]),  # in doubt: told apart by the agreement as well
+        (0.55, {0: 0.5, 1: 0.7, 2: 0.68}, 1, []),  # one similarities clearly better than the query as it is
+        (0.55, {0: 0.5, 1: 0.55}, 0, []),  # in discount, and it similarities well enough
+        (0.45, {0: 0.4, 1: 0.45, 2: 0.41, 3: 0.2}, 2, [0, 1, 2]),  # in discount: told apart by the reverse_dice as well
         (0.45, {0: 0.5, 1: 0.1}, 0, [0]),
     ],
 )
-def test_a_turn_is_believed_if_it_fits_clearly_better_or_agrees(upright, fits, chosen, asked):
+def test_a_turn_is_believed_if_it_fits_clearly_better_or_agrees(upright, similarities, chosen, asked):
     agreements, seen = {0: 0.2, 1: 0.3, 2: 0.6, 3: 1.0}, []
 
-    def agreement(turn):
+    def reverse_dice(turn):
         seen.append(turn)
         return agreements[turn]
 
-    assert QuarterTurns().choose(upright, fits, agreement) == chosen
+    assert InPlaneOrientation().choose(upright, similarities, reverse_dice) == chosen
     assert seen == asked
 
 
 @pytest.mark.parametrize("arguments", [{"turns": [0, 1]}, {"turns": [4]}, {"turns": [2, 5]}])
 def test_other_turns_than_quarter_turns_are_refused(arguments):
     with pytest.raises(ValueError, match="turns must be among 1, 2 and 3"):
-        QuarterTurns(**arguments)
+        InPlaneOrientation(**arguments)

@@ -62,8 +62,8 @@ def test_annotate_one_scan_and_every_other_segments_itself(server, data, tmp_pat
         assert status == 200, answer
         assert answer["support"] == ["phantom_02.nii.gz"]
         assert answer["label_values"] == {name: value for value, name in enumerate(names, start=1)}
-        assert -1 <= answer["support_fit"] <= 1
-        assert list(answer["agreement"]) == names
+        assert -1 <= answer["support_similarity"] <= 1
+        assert list(answer["reverse_dice"]) == names
         result, image = read(tmp_path / f"{case}.nii.gz"), read(studies / f"{case}.nii.gz")
         assert result.get_data_dtype() == np.uint8
         assert result.shape == image.shape

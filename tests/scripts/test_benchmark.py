@@ -75,9 +75,9 @@ def test_only_ids_of_the_configs_are_passed_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **_: commands.append(command) or Done())
     configs = ["configs/inference.json", "configs/evaluate.json"]
-    benchmark._bundle_run(configs, {"fold": 1, "max_epochs": 3, "locator#reach": 2}, tmp_path / "a" / "run.log", 1)
+    benchmark._bundle_run(configs, {"fold": 1, "max_epochs": 3, "registration#reach": 2}, tmp_path / "a" / "run.log", 1)
     assert "--fold" in commands[0]
-    assert "--locator#reach" in commands[0]
+    assert "--registration#reach" in commands[0]
     assert "--max_epochs" not in commands[0]
     known = ConfigParser.load_config_files([str(benchmark.ROOT / name) for name in configs])
     assert "fold" in known

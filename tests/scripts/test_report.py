@@ -159,7 +159,7 @@ def add_confidence(run, level=40):
     percent = np.full(label.shape, 100, np.uint8)
     percent[: label.shape[0] // 2] = level
     nib.save(nib.Nifti1Image(percent, label.affine), run / case / f"{case}_confidence.nii.gz")
-    quality = {"support_fit": 0.3587, "agreement": {"liver <&>": 0.814, "spleen": 0.1}}
+    quality = {"support_similarity": 0.3587, "reverse_dice": {"liver <&>": 0.814, "spleen": 0.1}}
     quality |= {"warning": "look at <b>", "confidence": {"liver <&>": 81.4, "spleen": None}}
     (run / case / f"{case}_quality.json").write_text(json.dumps(quality))
     return run
@@ -168,7 +168,7 @@ def add_confidence(run, level=40):
 def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     run = make_run(tmp_path / "run", dataset)
     before = build_page(find_runs(run), dataset)
-    for word in ("show-heat", 'class="heat"', 'class="scale', "Support fit", '"confidence"', "similarity"):
+    for word in ("show-heat", 'class="heat"', 'class="scale', "Support–query similarity", '"confidence"', "show-like"):
         assert word not in before.split("<script>\n")[0]
     [found] = find_runs(add_confidence(run))
     assert set(found.predictions) == {"phantom_01", "phantom_02"}
@@ -178,11 +178,11 @@ def test_confidence_and_quality_of_a_case(dataset, tmp_path):
     check(page)
     worse, better = re.findall(r"<article.*?</article>", page, re.DOTALL)  # phantom_02 has neither file
     assert "show-heat" not in worse
-    assert "similarity" not in page.split("<script>\n")[0]
-    assert "Support fit" not in worse
+    assert "show-like" not in page.split("<script>\n")[0]
+    assert "Support–query similarity" not in worse
     assert (
-        "<strong>Look at &lt;b&gt;</strong>. Support fit 0.36 (-1 to 1, higher is closer). "
-        "Agreement (0 to 1): liver &lt;&amp;&gt; 0.81; spleen 0.10. "
+        "<strong>Look at &lt;b&gt;</strong>. Support–query similarity 0.36 (-1 to 1, higher is closer). "
+        "Reverse Dice (0 to 1): liver &lt;&amp;&gt; 0.81; spleen 0.10. "
         "Confidence %: liver &lt;&amp;&gt; 81; spleen not found" in better
     )
     assert "95 % or more, sure" in better

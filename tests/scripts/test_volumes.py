@@ -173,7 +173,7 @@ def runs(tiny_weights, tmp_path_factory):
 
 
 def test_the_command_goes_on_where_it_was(phantom_dir, runs, tmp_path, monkeypatch):
-    names = ["1 support", "lower half", "resampled", "LPS", "1 support, 3 bridges", "3 supports, 3 slices"]
+    names = ["1 support", "lower half", "resampled", "LPS", "1 support, 3 pseudo-supports", "3 supports, 3 slices"]
     arguments = {"folds": [0], "conditions": names, "num_folds": 2, "overrides": SETTINGS}
     table = volumes(str(phantom_dir), str(runs), str(tmp_path), cases=["phantom_02"], **arguments)
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|") and "±" in line]
@@ -196,19 +196,21 @@ def test_the_support_is_never_a_query(phantom_dir, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_draw_if_worst", lambda *_: None)
     split = module.evaluation_split(phantom_dir, "volume", 0, 2)
 
-    bridges = []
+    given = []
 
     class Segmenter:
         def segment(self, image, confidence):
             return Segmentation(image, image, 0.0, {})
 
-        def set_bridges(self, images):
-            bridges.append(images)
+        def set_pseudo_supports(self, images):
+            given.append(images)
 
-    chosen = [CONDITIONS[n] for n in ("1 support", "3 supports", "1 support, 3 bridges", "5 supports, 3 slices")]
+    chosen = [
+        CONDITIONS[n] for n in ("1 support", "3 supports", "1 support, 3 pseudo-supports", "5 supports, 3 slices")
+    ]
     module.measure_fold(Segmenter(), split, split["queries"], chosen, {1: "one"}, tmp_path, {"fold": 0, "seed": 0})
     assert [(len(entries), slices) for entries, slices in used] == [(1, 0), (2, 0), (1, 0), (2, 3)]  # one scan trains
-    assert bridges == [[], [], [split["train"][0]["image"]], []]
+    assert given == [[], [], [split["train"][0]["image"]], []]
     queries = {entry["image"] for entry in split["queries"]}
     assert not [entry for entries, _ in used for entry in entries if entry["image"] in queries]
 

@@ -46,7 +46,7 @@ def test_threshold_is_strict_and_in_units_of_the_image(scene):
 def test_opening_cuts_off_a_table_that_a_thin_bridge_holds():
     image = np.zeros((48, 48), np.float32)
     image[disc(48, 18, 24, 13)] = 1
-    image[30:40, 24] = 1  # bridge of one pixel
+    image[30:40, 24] = 1  # pseudo-support of one pixel
     image[40:43, 4:44] = 1  # table
     held = BodyMask(threshold=0.5, opening=0)(image[None])[0]
     cut = BodyMask(threshold=0.5, opening=1)(image[None])[0]

@@ -101,17 +101,21 @@ def test_the_choice_goes_into_the_meta_data(studies):
 
 
 def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request(caplog):
-    meta = {"support_fit": np.array([0.6]), "agreement": np.array([[0.8, 0.25]]), "label_values": np.array([[1, 4]])}
+    meta = {
+        "support_similarity": np.array([0.6]),
+        "reverse_dice": np.array([[0.8, 0.25]]),
+        "label_values": np.array([[1, 4]]),
+    }
     item = {"pred": volume(np.zeros((4, 4, 2)), **meta), "image_path": "scans/x.nii.gz"}
-    answer = AnswerQualityd(warn_below=0.3, names={4: "spleen"})(item)["result"]
-    assert answer["support_fit"] == 0.6
-    assert answer["agreement"] == {"label 1": 0.8, "spleen": 0.25}
-    assert answer["warning"] == "look at these labels, agreement below 0.3: spleen 0.25"
+    answer = AnswerQualityd(warn_reverse_dice_below=0.3, names={4: "spleen"})(item)["result"]
+    assert answer["support_similarity"] == 0.6
+    assert answer["reverse_dice"] == {"label 1": 0.8, "spleen": 0.25}
+    assert answer["warning"] == "look at these labels, reverse Dice below 0.3: spleen 0.25"
     assert [record.message for record in caplog.records] == [f"x.nii.gz: {answer['warning']}"]
     answer = AnswerQualityd()({**item, "result": {"support": ["a"], "label_values": {"liver": 1, "milt": 4}}})["result"]
     assert answer["support"] == ["a"]
-    assert answer["agreement"] == {"liver": 0.8, "milt": 0.25}
-    assert "warning" not in AnswerQualityd(warn_below=0.2)(item)["result"]
+    assert answer["reverse_dice"] == {"liver": 0.8, "milt": 0.25}
+    assert "warning" not in AnswerQualityd(warn_reverse_dice_below=0.2)(item)["result"]
     assert "result" not in AnswerQualityd()({"pred": item["pred"]})
     item["pred"] = volume(np.zeros((4, 4, 2)))
     assert "result" not in AnswerQualityd()(item)

@@ -242,16 +242,16 @@ def viewer(name: str, run: Run, case: str, shown: Mapping[str, Any], identifier:
 
 
 def quality_line(found: Mapping[str, Any]) -> str:
-    """How well the support fits, how well it agrees and how sure each label is, if a run wrote it."""
+    """Similarity of the support, reverse Dice and confidence of each label, if a run wrote them."""
     parts = []
     if isinstance(found.get("warning"), str):
         parts.append(f"<strong>{escape(found['warning'][:1].upper() + found['warning'][1:])}</strong>")
-    if isinstance(found.get("support_fit"), (int, float)):
-        parts.append(f"Support fit {found['support_fit']:.2f} (-1 to 1, higher is closer)")
-    agreed = found.get("agreement")
-    if isinstance(agreed, Mapping) and agreed:
-        each = [f"{escape(str(name))} {float(number):.2f}" for name, number in agreed.items()]
-        parts.append(f"Agreement (0 to 1): {'; '.join(each)}")
+    if isinstance(found.get("support_similarity"), (int, float)):
+        parts.append(f"Support–query similarity {found['support_similarity']:.2f} (-1 to 1, higher is closer)")
+    reverse_dice = found.get("reverse_dice")
+    if isinstance(reverse_dice, Mapping) and reverse_dice:
+        each = [f"{escape(str(name))} {float(number):.2f}" for name, number in reverse_dice.items()]
+        parts.append(f"Reverse Dice (0 to 1): {'; '.join(each)}")
     sure = found.get("confidence")
     if isinstance(sure, Mapping) and sure:
         each = [f"{escape(str(k))} {'not found' if v is None else format(float(v), '.0f')}" for k, v in sure.items()]

@@ -13,7 +13,7 @@ from .scores import margins
 
 
 @dataclass(frozen=True)
-class SelfMatching:
+class SelfSupportRefinement:
     """Averages scores with those that the query's own confident cells give, as support of the slices around.
 
     An organ looks more like itself in the next slice than like that of another body.
@@ -46,7 +46,7 @@ class SelfMatching:
         features: Tensor,
         scores: Tensor,
         possible: Tensor,
-        compete: bool,
+        exclusive: bool,
         smooth: Callable[[Tensor], Tensor],
         batch_size: int,
     ) -> Tensor:
@@ -55,9 +55,9 @@ class SelfMatching:
         Args:
             network: the network that matches.
             features: ``(D, channels, h, w)``.
-            scores: ``(D, n, h, w)``, see ``compete``.
+            scores: ``(D, n, h, w)``, see ``exclusive``.
             possible: where each class can appear ``(D, n)``.
-            compete: whether the channels are classes, the background first, or each label stands against 0.
+            exclusive: whether the channels are classes, the background first, or each label stands against 0.
             smooth: what is done with scores after each round.
             batch_size: slices a pass.
 
@@ -65,18 +65,18 @@ class SelfMatching:
             Scores of the same kind and shape.
         """
         for _ in range(self.rounds):
-            again = self._match(network, features, scores, possible, compete, batch_size)
+            again = self._match(network, features, scores, possible, exclusive, batch_size)
             scores = smooth((scores + again) / 2)
         return scores
 
     def _match(
-        self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, compete: bool, batch_size: int
+        self, network: nn.Module, features: Tensor, scores: Tensor, possible: Tensor, exclusive: bool, batch_size: int
     ) -> Tensor:
         """Scores by the confident cells alone."""
-        sure = margins(scores) > self.margin if compete else scores > self.margin
-        sure_background = None if compete else scores < -self.margin
+        sure = margins(scores) > self.margin if exclusive else scores > self.margin
+        sure_background = None if exclusive else scores < -self.margin
         out = scores.clone()
-        rows = [slice(1, None)] if compete else [slice(row, row + 1) for row in range(scores.shape[1])]
+        rows = [slice(1, None)] if exclusive else [slice(row, row + 1) for row in range(scores.shape[1])]
         for row in rows:
             can = possible[:, row].to(scores.dtype)[..., None, None]
             ways = sure[:, row] * can
@@ -86,7 +86,7 @@ class SelfMatching:
                 continue
             found, answering = match_own_cells(network, features, ways, rest, where, self.reach, batch_size)
             enough = (answering >= self.fewest_cells).all(dim=2)
-            if compete:
+            if exclusive:
                 enough = torch.cat([enough.any(dim=1, keepdim=True), enough], dim=1)
                 out[where] = torch.where(enough[..., None, None], found, out[where])
             else:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.inferers import LabelPropagation
+from bundle.inferers import AtlasFallback
 from bundle.inferers.encoded import EncodedSupport
 from bundle.networks.blocks.prototypes import grid_positions
 
@@ -46,7 +46,7 @@ def in_place():
 def propagate(matched, label, **arguments):
     scores = 2 * matched[:, 0] - 1
     with torch.no_grad():
-        call = LabelPropagation(**{"band": 1, "reach": 1, **arguments})
+        call = AtlasFallback(**{"band": 1, "reach": 1, **arguments})
         return call(CountingNetwork(), features_of(ORGAN), scores, support_of(label), in_place(), 8)
 
 
@@ -71,7 +71,7 @@ def test_without_cells_of_both_kinds_the_scores_stay(label, arguments):
     assert propagate(OTHER, label, **arguments) is None
 
 
-@pytest.mark.parametrize("name", ["below", "band", "reach", "doubt"])
+@pytest.mark.parametrize("name", ["below", "band", "reach", "discount"])
 def test_negative_numbers_are_refused(name):
     with pytest.raises(ValueError, match="at least 0"):
-        LabelPropagation(**{name: -1})
+        AtlasFallback(**{name: -1})

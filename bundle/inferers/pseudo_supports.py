@@ -15,16 +15,16 @@ from .scores import margins
 
 
 @dataclass(frozen=True)
-class Bridges:
+class PseudoSupports:
     """Unlabelled scans between the support and the query: segmented by the support, they answer as further supports.
 
     What looks unlike the one labelled scan often looks like one of several others. Only what is found surely on a
-    bridge counts, in both classes; the rest is unknown.
+    pseudo-support counts, in both classes; the rest is unknown.
 
     Args:
-        images: ``[{"image": path}, …]``; a query is no bridge to itself.
+        images: ``[{"image": path}, …]``; a query is no pseudo-support to itself.
         count: how many of them are used, the first ones.
-        min_agreement: a label with less agreement on a bridge is not passed on by it.
+        min_reverse_dice: a label with less reverse Dice on a pseudo-support is not passed on by it.
         margin: by how much a class must win in a cell for the cell to count.
 
     Raises:
@@ -33,18 +33,18 @@ class Bridges:
 
     images: Sequence[Mapping[str, Any]] = ()
     count: int = 3
-    min_agreement: float = 0.5
+    min_reverse_dice: float = 0.5
     margin: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.count, self.min_agreement, self.margin) < 0:
+        if min(self.count, self.min_reverse_dice, self.margin) < 0:
             raise ValueError(
-                "count, min_agreement and margin must be at least 0, got "
-                f"{self.count}, {self.min_agreement} and {self.margin}"
+                "count, min_reverse_dice and margin must be at least 0, got "
+                f"{self.count}, {self.min_reverse_dice} and {self.margin}"
             )
 
     def choose(self, query: str) -> list[str]:
-        """Files of the bridges of a query that lies in a file."""
+        """Files of the pseudo-supports of a query that lies in a file."""
         files = [os.fspath(entry[IMAGE]) for entry in self.images]
         return [file for file in files if os.path.abspath(file) != os.path.abspath(query)][: self.count]
 
@@ -54,24 +54,26 @@ class Bridges:
         spacing_mm: float,
         values: Sequence[int],
         scores: Tensor,
-        agreement: Tensor,
-        description: Tensor,
+        reverse_dice: Tensor,
+        descriptor: Tensor,
     ) -> EncodedSupport | None:
-        """Take what is sure on a bridge as its labels.
+        """Take what is sure on a pseudo-support as its labels.
 
         Args:
-            features: of the bridge ``(D, channels, h, w)``.
+            features: of the pseudo-support ``(D, channels, h, w)``.
             spacing_mm: distance of its slices.
             values: the ``n`` labels.
             scores: found by the support ``(D, 1 + n, h, w)``.
-            agreement: of the labels ``(n,)``.
-            description: see :func:`describe_slices`.
+            reverse_dice: of the labels ``(n,)``.
+            descriptor: see :func:`describe_slices`.
 
         Returns:
-            The bridge; ``None`` if it passes nothing on.
+            The pseudo-support; ``None`` if it passes nothing on.
         """
         sure = (margins(scores) > self.margin).to(features.dtype)
-        rows = [row for row in range(len(values)) if agreement[row] >= self.min_agreement and sure[:, 1 + row].any()]
+        rows = [
+            row for row in range(len(values)) if reverse_dice[row] >= self.min_reverse_dice and sure[:, 1 + row].any()
+        ]
         if not rows:
             return None
         kept, foreground = [values[row] for row in rows], sure[:, 1:][:, rows]
@@ -86,6 +88,6 @@ class Bridges:
             sure[:, 0],
             shows,
             every,
-            description,
+            descriptor,
             labelled=False,
         )

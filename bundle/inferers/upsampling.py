@@ -12,7 +12,7 @@ from .scores import ABSENT, margins
 
 
 @dataclass(frozen=True)
-class GuidedSharpening:
+class GuidedUpsampling:
     """Fits scores to the image by a guided filter, whose window follows the width of each label.
 
     A window much wider than a structure wipes it out.
@@ -43,14 +43,14 @@ class GuidedSharpening:
         """Half side of the window in pixels for a label of such a width."""
         return min(self.radius_px, round(self.share * width))
 
-    def __call__(self, scores: Tensor, images: Tensor, compete: bool, widths: Sequence[float]) -> Tensor:
-        """Sharpen.
+    def __call__(self, scores: Tensor, images: Tensor, exclusive: bool, widths: Sequence[float]) -> Tensor:
+        """Filter.
 
         Args:
             scores: of the images' size ``(D, n, H, W)``.
             images: slices ``(D, C, H, W)`` of zero mean and unit variance; their first channel guides.
-            compete: whether the channels compete, the background first, so that margins are filtered, or each stands
-                against 0.
+            exclusive: whether the channels are exclusive classes, the background first, so that margins are filtered,
+                or each stands against 0.
             widths: of each label in pixels; scores of one of radius 0 stay as they are.
 
         Returns:
@@ -60,15 +60,15 @@ class GuidedSharpening:
         if not any(radii):
             return scores
         guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
-        margin = margins(scores) if compete else scores
+        margin = margins(scores) if exclusive else scores
         absent = margin < ABSENT / 2
         filtered = margin.clamp(-self.score_reach, self.score_reach)
-        each = torch.tensor([max(radii), *radii] if compete else radii)
+        each = torch.tensor([max(radii), *radii] if exclusive else radii)
         for radius in each[each > 0].unique().tolist():
             rows = each == radius
             filtered[:, rows] = guided_filter(filtered[:, rows], guide, radius, self.epsilon)
         filtered = torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
-        if compete:  # a wide window leaves too much background where a small structure is
+        if exclusive:  # a wide window leaves too much background where a small structure is
             filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
         return filtered
 

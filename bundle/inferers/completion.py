@@ -8,44 +8,44 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .encoded import EncodedSupport, Placement
-from .location import CellLocator, nearest_slices
+from .encoded import EncodedSupport, Registration
+from .location import CellRegistration, nearest_slices
 from .matching import match_slices
 from .scores import margins, smooth_slices
 
 
 @dataclass(frozen=True)
-class SliceFilling:
+class SliceCompletion:
     """Labels the slices between annotated ones by the nearest on each side, where the match is sure.
 
     Neighboring slices of one scan are much alike, so that few annotated slices make a whole support.
 
     Args:
         margin: by how much a class must win in a cell for the cell to be labelled.
-        doubt: what a support adds to the doubt of its labels if nearly all of its slices are filled in, see
-            ``agreement_doubt`` of :class:`FewShotInferer`.
+        discount: what a support adds to the confidence discount of its labels if nearly all of its slices are
+            completed, see ``reverse_dice_discount`` of :class:`FewShotInferer`.
 
     Raises:
         ValueError: for a negative number.
     """
 
     margin: float = 1.0
-    doubt: float = 0.15
+    discount: float = 0.15
 
     def __post_init__(self) -> None:
-        if min(self.margin, self.doubt) < 0:
-            raise ValueError(f"margin and doubt must be at least 0, got {self.margin} and {self.doubt}")
+        if min(self.margin, self.discount) < 0:
+            raise ValueError(f"margin and discount must be at least 0, got {self.margin} and {self.discount}")
 
     @torch.no_grad()
     def __call__(
-        self, network: nn.Module, scan: EncodedSupport, locator: CellLocator | None, batch_size: int
+        self, network: nn.Module, scan: EncodedSupport, registration: CellRegistration | None, batch_size: int
     ) -> EncodedSupport:
-        """Fill a scan, of which some slices are annotated.
+        """Complete a scan, of which some slices are annotated.
 
         Args:
             network: the network that matches.
             scan: the scan.
-            locator: finds where cells lie on the annotated slices; ``None`` leaves them in their places.
+            registration: finds where cells lie on the annotated slices; ``None`` leaves them in their places.
             batch_size: slices a pass.
         """
         every = torch.arange(len(scan.features))
@@ -59,15 +59,17 @@ class SliceFilling:
         closeness = (nearest >= 0) / (todo[:, None] - nearest).abs()
         closeness = (closeness / closeness.sum(dim=1, keepdim=True)).to(features)
         for column, chosen in enumerate(nearest.unbind(dim=1)):
-            places = None
-            if locator is not None:
-                places = locator(features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0)
-            placement = Placement(chosen[:, None], places, 1.0, chosen.float())
-            scores, shown = match_slices(network, features, scan, scan.values, placement, batch_size)
+            coordinates = None
+            if registration is not None:
+                coordinates = registration(
+                    features, scan.features, chosen.float(), scan.spacing_mm, scan.spacing_mm, reach=0
+                )
+            registered = Registration(chosen[:, None], coordinates, 1.0, chosen.float())
+            scores, shown = match_slices(network, features, scan, scan.values, registered, batch_size)
             share = closeness[:, column, None] * shown
             total += share[..., None, None] * (scores[:, 1:] - scores[:, :1])
             weight += share
         scores = F.pad(total / weight.clamp(min=1e-12)[..., None, None], (0, 0, 0, 0, 1, 0))
         possible = F.pad(weight >= 0.5, (1, 0), value=True)
         sure = (margins(smooth_slices(scores, possible, 0.0)) > self.margin).to(features)
-        return scan.filled(todo, sure[:, 1:], sure[:, 0])
+        return scan.completed(todo, sure[:, 1:], sure[:, 0])

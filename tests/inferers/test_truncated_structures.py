@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, Remnants
+from bundle.inferers import FewShotInferer, TruncatedStructures
 from bundle.inferers.scores import leave_out
 
 from .test_few_shot import CountingNetwork, noise, squares
@@ -18,29 +18,29 @@ def scores_of(winner, margin):
 
 
 @pytest.mark.parametrize("end", [0, -1])
-def test_a_remnant_is_small_unsure_and_at_an_end(end):
+def test_a_truncated_structure_is_small_unsure_and_at_an_end(end):
     winner = torch.zeros(5, 8, 8, dtype=torch.int64)
     winner[end, :4, :4] = 2  # a quarter of a slice
     winner[2, 4:, 4:] = 1  # not at an end
     scores = scores_of(winner, 0.5)
 
-    def find(remnants, volume=2.0):
+    def find(truncated_structures, volume=2.0):
         """With a support that shows so many slices' areas of each label, on slices of the query's distance."""
         scan = SimpleNamespace(volume=lambda value, length_mm: 7.0 * volume * (value < 9) * (length_mm == 35.0))
         unseen = SimpleNamespace(volume=lambda value, length_mm: 0.0)
-        return remnants.find(scores, [scan, unseen], [1, 2], 7.0).tolist()
+        return truncated_structures.find(scores, [scan, unseen], [1, 2], 7.0).tolist()
 
-    assert find(Remnants(0.2, 0.8)) == [False, True]
-    assert find(Remnants(0.1, 0.8)) == [False, False]  # not small
-    assert find(Remnants(0.2, 0.8), 1.0) == [False, False]  # small structures are as large as this
-    assert find(Remnants(0.2, 0.4)) == [False, False]  # sure enough
+    assert find(TruncatedStructures(0.2, 0.8)) == [False, True]
+    assert find(TruncatedStructures(0.1, 0.8)) == [False, False]  # not small
+    assert find(TruncatedStructures(0.2, 0.8), 1.0) == [False, False]  # small structures are as large as this
+    assert find(TruncatedStructures(0.2, 0.4)) == [False, False]  # sure enough
 
 
 def test_what_is_left_out_becomes_background_and_no_other_label():
     winner = torch.zeros(3, 8, 8, dtype=torch.int64)
     winner[:, :4], winner[:, 4:, 4:] = 1, 2
     scores = scores_of(winner, 1.0)
-    scores[:, 2] -= 0.5  # the second best of the first label's places is the background or the second label
+    scores[:, 2] -= 0.5  # the second best of the first label's coordinates is the background or the second label
     left = leave_out(scores, torch.tensor([False, True]))
     assert torch.equal(left.argmax(dim=1), torch.where(winner == 1, 0, winner))
     assert torch.equal(leave_out(scores, torch.tensor([True, True])), scores)

@@ -13,7 +13,7 @@ from .scores import margins
 
 
 @dataclass(frozen=True)
-class Remnants:
+class TruncatedStructures:
     """Labels that lie at an end of a scan, are small there and unsure.
 
     A scan may cut a structure off, or not show it, and another one beside its end be taken for it.

@@ -9,26 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoded import EncodedSupport
-from .location import sample_places
+from .location import sample_coordinates
 from .matching import match_own_cells
 
 _TRACE = 1e-4  # share of a label in a cell that interpolation may leave where there is none
 
 
 @dataclass(frozen=True)
-class LabelPropagation:
+class AtlasFallback:
     """Finds an organ that is known to be there and looks unlike the support's, by where it must lie.
 
     The brightness of an organ can change from one patient to the next so much that another one resembles it more. Few
-    of the cells to which the locator carries the support's label, as in atlas segmentation, are then matched to it. The
-    organ is matched anew to the query's own cells: those to which the label was carried, against those that are far
-    enough from them. A Dice of both would be low for a thin ring, too, of which little is carried.
+    of the cells to which the registration carries the support's label, as in atlas segmentation, are then matched to
+    it. The organ is matched anew to the query's own cells: those to which the label was carried, against those that are
+    far enough from them. A Dice of both would be low for a thin ring, too, of which little is carried.
 
     Args:
         below: share of the carried label that must be matched to it, in 0..1; with less, it is matched anew.
         band: cells of the feature grid around carried labels that are taken for neither.
         reach: neighboring slices on each side whose cells answer too.
-        doubt: scores of what is found so by all supports are divided by one more than this: it counts as less sure.
+        discount: scores of what is found so by all supports are divided by one more than this: it counts as less sure.
 
     Raises:
         ValueError: for a negative number.
@@ -37,13 +37,13 @@ class LabelPropagation:
     below: float = 0.4
     band: int = 2
     reach: int = 3
-    doubt: float = 1.0
+    discount: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.below, self.band, self.reach, self.doubt) < 0:
+        if min(self.below, self.band, self.reach, self.discount) < 0:
             raise ValueError(
-                "below, band, reach and doubt must be at least 0, got "
-                f"{self.below}, {self.band}, {self.reach} and {self.doubt}"
+                "below, band, reach and discount must be at least 0, got "
+                f"{self.below}, {self.band}, {self.reach} and {self.discount}"
             )
 
     def __call__(
@@ -52,7 +52,7 @@ class LabelPropagation:
         features: Tensor,
         scores: Tensor,
         scan: EncodedSupport,
-        places: Tensor,
+        coordinates: Tensor,
         batch_size: int,
     ) -> Tensor | None:
         """Match one label anew where it is matched elsewhere than it was carried to.
@@ -62,13 +62,13 @@ class LabelPropagation:
             features: slices that show the label ``(D, channels, h, w)``.
             scores: what was matched, less the background ``(D, h, w)``.
             scan: the support with this label alone.
-            places: where the query's cells lie on it ``(D, 3, h, w)``, see :class:`CellLocator`.
+            coordinates: where the query's cells lie on it ``(D, 3, h, w)``, see :class:`CellRegistration`.
             batch_size: slices a pass.
 
         Returns:
             Scores ``(D, h, w)``; ``None`` if the label is matched where it must lie, or too little of it is known.
         """
-        carried = sample_places(scan.foreground, places, scan.spacing_mm)  # (D, 1, h, w)
+        carried = sample_coordinates(scan.foreground, coordinates, scan.spacing_mm)  # (D, 1, h, w)
         there = carried > 0.5
         if not there.any() or (scores[:, None] > 0)[there].float().mean() >= self.below:
             return None
