@@ -27,7 +27,8 @@ from .datalist import SUFFIXES, case_name, label_names
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
-OTHER_FORMATS = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".png", ".jpg", ".tif", ".npy")
+CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
