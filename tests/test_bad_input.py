@@ -337,7 +337,7 @@ INFERENCE = {
     ),
     "query is a folder": (
         do(lambda f: f.query.unlink() or f.query.mkdir()),
-        r"phantom_05.nii.gz: is a folder, not a NIfTI file; convert it",
+        r"phantom_05.nii.gz: is a folder, not a NIfTI file; it is empty, remove it",
     ),
     "query of complex numbers": (
         do(lambda f: save_nifti(f.query, np.ones((4, 4, 4), np.complex64))),
@@ -481,7 +481,7 @@ CHECK = {
     "no such folder": (lambda f: shutil.rmtree(f.root), r"data: no such folder; give the folder of a data set"),
     "no scans": (
         lambda f: [shutil.rmtree(f.root / name) for name in ("imagesTr", "imagesTs")],
-        r"data: no scans; put NIfTI files into imagesTr, or use `python -m scripts.prepare`",
+        r"data: no scans; put NIfTI files into imagesTr$",
     ),
     "label without an image": (
         lambda f: f.image.unlink(),
@@ -516,7 +516,7 @@ CHECK = {
     ),
     "another format": (
         lambda f: f.query.with_name("q.nrrd").write_text(""),
-        r"imagesTs/q.nrrd: is not read, only NIfTI is; convert it with `python -m scripts.prepare folder`",
+        r"q.nrrd: is not read, only NIfTI is; convert the data set with `python -m scripts.prepare folder --src .*",
     ),
     "value without a name": (
         lambda f: f.rewrite(f.label, lambda v: np.where(v == 4, 9, v), np.uint8),

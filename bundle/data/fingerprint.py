@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,13 @@ def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerp
     return _read_fingerprint(os.fspath(path), is_label, status.st_mtime_ns, status.st_size)
 
 
+def prepare_command(folder: str | os.PathLike) -> str:
+    """The command that brings a folder of any scans into the layout, in a folder beside it."""
+    src = os.path.normpath(folder)
+    dst = f"{os.path.abspath(src) if src.endswith('.') else src}_prepared"  # "." and ".." have no name to add to
+    return f"python -m scripts.prepare folder --src {shlex.quote(src)} --dst {shlex.quote(dst)}"
+
+
 def _status(path: str | os.PathLike) -> os.stat_result:
     """Size and time of a file that is there and not empty."""
     path = os.fspath(path)
@@ -97,7 +105,11 @@ def _status(path: str | os.PathLike) -> os.stat_result:
     except OSError as error:
         raise FileNotFoundError(f"{path}: {(error.strerror or 'not found').lower()}; check the path") from None
     if os.path.isdir(path):
-        raise ValueError(f"{path}: is a folder, not a NIfTI file; convert it with `python -m scripts.prepare folder`")
+        empty = not any(item.is_file() for item in Path(path).rglob("*"))
+        parent = Path(os.path.abspath(path)).parent
+        what, root = ("the data set", Path(path).parent.parent) if parent.name in FOLDERS else ("it", path)
+        remedy = "it is empty, remove it" if empty else f"convert {what} with `{prepare_command(root)}`"
+        raise ValueError(f"{path}: is a folder, not a NIfTI file; {remedy}")
     if status.st_size == 0:
         raise ValueError(f"{path}: cannot be read as NIfTI (0 bytes); copy it again")
     return status
@@ -322,12 +334,20 @@ def _files(folder: Path, lines: list[str]) -> list[Path]:
         name = item.name.lower()
         if item.name.startswith("."):
             continue
+        remedy = f"convert the data set with `{prepare_command(folder.parent)}`"
         if item.name.endswith(SUFFIXES):
             found.append(item)
+        elif item.is_dir():
+            if any(path.is_file() for path in item.rglob("*")):
+                lines.append(f"{item}: is not read, it is a folder; if it holds scans, {remedy}")
         elif name.endswith(SUFFIXES):
             lines.append(f"{item}: is not read, its suffix must be in lower case; rename it")
-        elif name.endswith(OTHER_FORMATS):
-            lines.append(f"{item}: is not read, only NIfTI is; convert it with `python -m scripts.prepare folder`")
+        elif name.endswith(CONVERTED):
+            lines.append(f"{item}: is not read, only NIfTI is; {remedy}")
+        elif name.endswith((*PICTURE_SUFFIXES, ".npy", ".npz")):
+            lines.append(
+                f"{item}: is not read, it has no geometry; save the volume as NIfTI, with 3D Slicer or nibabel"
+            )
     return found
 
 

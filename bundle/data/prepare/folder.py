@@ -80,8 +80,7 @@ def _scans_in(folder: Path, aside: list[tuple[str, str]]) -> dict[str, Path]:
             aside.append((f"{folder.name}/{path.name}", why_not_read(path)))
     for below in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())], key=natural_key):
         if any(p.is_file() and is_dicom(p) for p in below.iterdir()):
-            name = case_title(below.relative_to(folder), True) or folder.name
-            scans[name.removesuffix(".nii.gz").removesuffix(".nii")] = below
+            scans[case_title(below.relative_to(folder)) or folder.name] = below
     return scans
 
 
@@ -112,7 +111,8 @@ def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> 
             expected = src / f"labels{subset}" / f"{name}.nii.gz"
             labelled.append(
                 Labelled(
-                    Case(name, image, None, expected, subset), [] if label is None else [(label, "", look_at(label) if with_segments else Look())]
+                    Case(name, image, None, expected, subset),
+                    [] if label is None else [(label, "", look_at(label) if with_segments else Look())],
                 )
             )
         if extra:

@@ -21,7 +21,13 @@ sitk, HAS_SITK = optional_import("SimpleITK")
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".img.gz", ".img")
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 SCAN_SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
-COMPANIONS = {".hdr": (".img",), ".hdr.gz": (".img.gz",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",), ".mat": (".img",)}
+COMPANIONS = {
+    ".hdr": (".img",),
+    ".hdr.gz": (".img.gz",),
+    ".raw": (".mhd", ".nhdr"),
+    ".zraw": (".mhd",),
+    ".mat": (".img",),
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,8 @@ def scan_suffix(path: Path) -> str:
 
 
 def file_stem(path: Path) -> str:
-    """The name of a file without the suffix of its format."""
-    suffix = scan_suffix(path)
-    return path.name[: -len(suffix)] if suffix else path.stem
+    """The name of a file, or of a folder of DICOM files, without the suffix of a volume."""
+    return path.name[: len(path.name) - len(scan_suffix(path))]
 
 
 def is_segmentation(path: Path) -> bool:

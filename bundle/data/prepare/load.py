@@ -15,7 +15,6 @@ from .recipe import Recipe
 from .source import Case, Options
 from .volume import Volume
 
-
 SAME_DICE = 0.8  # two masks that agree as much are two drawings of one structure
 
 
@@ -49,10 +48,14 @@ def load_case(case: Case, recipe: Recipe, options: Options) -> tuple[Volume, Vol
     if case.parts:
         array = _join_parts(case, image, options, notes)
     elif case.label.is_dir():
-        array = _whole_values(read_png_masks(case.label, slice_files, image.array.shape, options.mask_order), case.label)
+        masks = read_png_masks(case.label, slice_files, image.array.shape, options.mask_order)
+        array = masks.astype(np.int16)
     else:
-        label = read_volume(case.label)
-        array = _on_grid(_whole_values(label.array, case.label, notes), label.affine, image, case.label, case, options, notes)
+        stored = read_volume(case.label)
+        label = Volume(_whole_values(stored.array, case.label, notes), stored.affine)
+        array = _on_grid(label, case.label, image, case, options)
+        if label.array.size != array.size:
+            notes.append(f"{case.label.name}: has the shape {label.array.shape} and is placed by its header")
     if case.label_map:
         mapped = np.zeros_like(array)
         for value, target in case.label_map:
@@ -75,42 +78,38 @@ def _plain_numbers(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32 if whole else np.float32)
 
 
-def _whole_values(array: np.ndarray, path: Path, notes: list[str] | None = None) -> np.ndarray:
+def _whole_values(array: np.ndarray, path: Path, notes: list[str]) -> np.ndarray:
     """A label's values as 16-bit numbers; those within 0.01 of a whole number, as scaled labels have, are rounded."""
     whole = array if np.issubdtype(array.dtype, np.integer) else np.rint(array)
-    if not np.isfinite(array).all() or whole.min() < 0 or whole.max() > 32767 or (abs(array - whole) > WHOLE_TOLERANCE).any():
+    beside = float(abs(array - whole).max()) if np.isfinite(array).all() else np.inf
+    if beside > WHOLE_TOLERANCE or whole.min() < 0 or whole.max() > 32767:
         raise ValueError(f"{path}: label values must be whole numbers from 0, got {np.unique(array)[:5].tolist()}")
-    if notes is not None and (array != whole).any():
-        notes.append(f"{path.name}: label values are rounded to whole numbers, by at most {abs(array - whole).max():.2g}")
+    if beside > 0:
+        notes.append(f"{path.name}: label values are rounded to whole numbers, by at most {beside:.2g}")
     return whole.astype(np.int16)
 
 
-def _on_grid(
-    array: np.ndarray, affine: np.ndarray, image: Volume, path: Path, case: Case, options: Options, notes: list[str]
-) -> np.ndarray:
+def _on_grid(label: Volume, path: Path, image: Volume, case: Case, options: Options) -> np.ndarray:
     """The label's voxels in the image's order and place.
 
     Raises:
         ValueError: if it has another grid or lies elsewhere.
     """
+    array = label.array
     if options.ignore_label_geometry and array.shape == image.array.shape:
         return array
-    placement = place_label(array.shape, affine, image.array.shape, image.affine)
-    if placement is None:
-        raise ValueError(
-            f"{path}: shape {array.shape} does not fit {case.image.name} of shape {image.array.shape}; "
-            "resample the label to its image"
-        )
-    if not fits(placement, image.affine):
+    placement = place_label(array.shape, label.affine, image.array.shape, image.affine)
+    if placement is not None and not fits(placement, image.affine):
         raise ValueError(
             f"{path}: lies up to {placement.distance_mm:.1f} mm beside {case.image.name}; repair its header, or take "
             "its voxels as they are with --ignore_label_geometry"
         )
-    placed = paste(array, placement, image.array.shape)
-    if placed is None:
-        raise ValueError(f"{path}: labels voxels outside of {case.image.name}; resample the label to its image")
-    if placement.shape != image.array.shape:
-        notes.append(f"{path.name}: has the shape {array.shape} and is placed in its image by its header")
+    placed = None if placement is None else paste(array, placement, image.array.shape)
+    if placement is None or placed is None:
+        raise ValueError(
+            f"{path}: shape {array.shape} does not fit {case.image.name} of shape {image.array.shape}; "
+            "resample the label to its image"
+        )
     return placed
 
 
@@ -129,7 +128,7 @@ def _join_parts(case: Case, image: Volume, options: Options, notes: list[str]) -
             path, volume = part.path, read_layers(part.path)
         layer = volume.array[..., part.layer] if volume.array.ndim == 4 else volume.array
         mask = (layer != 0 if part.value is None else layer == part.value).astype(np.int16)
-        placed = _on_grid(mask, volume.affine, image, part.path, case, options, [])
+        placed = _on_grid(Volume(mask, volume.affine), part.path, image, case, options)
         title = part.path.name if part.value is None else f"{part.path.name} value {part.value}"
         inside.append((np.flatnonzero(placed), part.target, title))
     inside.sort(key=lambda item: -len(item[0]))
@@ -143,8 +142,8 @@ def _join_parts(case: Case, image: Volume, options: Options, notes: list[str]) -
             other_title, size = titles[other]
             if 2 * count > SAME_DICE * (size + len(places)):
                 raise ValueError(
-                    f"{case.label}: {other_title} and {title} show the same structure; keep one of them, or choose with "
-                    "--label"
+                    f"{case.label}: {other_title} and {title} show the same structure; keep one of them, or choose "
+                    "with --label"
                 )
             notes.append(f"{case.name}: {other_title} and {title} overlap in {count} voxels, which go to {title}")
         flat[places] = target

@@ -15,7 +15,7 @@ WHOLE_TOLERANCE = 0.01  # by which a label value may differ from a whole number:
 MOST_VALUES = 1024  # of a label map; FreeSurfer's have some two hundred
 FEW_VALUES = 4  # as few are labels even where their voxels are scattered
 SCARCE_VALUES = 32  # with as few, a file whose voxels are scattered may be either
-EQUAL_SHARE = 0.6  # of neighboring voxels in a label map, see _equal_share; scans have below 0.3
+EQUAL_SHARE = (0.5, 0.8)  # of equal neighbors, see _equal_share: scans have less, labels more, between may be either
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Look:
 
 
 def look_at(path: Path) -> Look:
-    """Read a file, or a folder of DICOM files, and tell what it holds; what is wrong with it is said when it is read
-    as a case.
-    """
+    """Tell what a file or a folder of DICOM files holds; nothing, if it cannot be read, which its case will say."""
     try:
         if path.is_dir():
             volume, _ = read_dicom(path)
@@ -91,9 +89,10 @@ def judge(array: np.ndarray) -> tuple[str, tuple[int, ...], int]:
     if count > MOST_VALUES or found[0] < 0 or found[-1] >= 2**15:
         return "image", (), count
     values = tuple(int(v) for v in found if v > 0)
-    if count > FEW_VALUES and _equal_share(array) < EQUAL_SHARE:
-        return ("either" if count <= SCARCE_VALUES else "image"), values if count <= SCARCE_VALUES else (), count
-    return "label", values, count
+    share = _equal_share(array) if count > FEW_VALUES else 1.0
+    if share >= EQUAL_SHARE[1]:
+        return "label", values, count
+    return ("either", values, count) if share >= EQUAL_SHARE[0] or count <= SCARCE_VALUES else ("image", (), count)
 
 
 def _equal_share(array: np.ndarray) -> float:

@@ -16,7 +16,9 @@ LABEL_WORDS = frozenset(
 )
 IMAGE_WORDS = frozenset("image images img imgs scan scans volume volumes vol dicom dicoms dcm".split())
 SUBSET_WORDS = frozenset("tr ts final".split())  # labelsTr, labels/final
-RATER_WORDS = frozenset("rater reader observer expert annotator consensus staple corrected edited final old new".split())
+RATER_WORDS = frozenset(
+    "rater reader observer expert annotator consensus staple corrected edited final old new".split()
+)
 BIDS_DETAILS = re.compile(r"_(?:desc|label|space|res|den|atlas|seg|hemi)-[A-Za-z0-9]+(?=_|$)")
 
 
@@ -57,13 +59,8 @@ def split_words(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def read_name(relative: Path, is_folder: bool = False) -> Name:
-    """Read a path below the source.
-
-    Args:
-        relative: the path.
-        is_folder: whether it is a folder of DICOM files, which may be called for its patient or just "DICOM".
-    """
+def read_name(relative: Path) -> Name:
+    """Read a path below the source: of a file, or of a folder of DICOM files, which is called for its patient or so."""
     parts = list(relative.parts[:-1])
     if parts and parts[0].lower() == "derivatives":  # BIDS: derivatives/<pipeline>/sub-01/...
         parts = parts[2:]
@@ -82,7 +79,7 @@ def read_name(relative: Path, is_folder: bool = False) -> Name:
         else:
             hinted = hinted or bool({*words[:1], *words[-1:]} & LABEL_WORDS)
             place += [word for word in words if word not in LABEL_WORDS]
-    text = relative.name if is_folder else file_stem(relative)
+    text = file_stem(relative)
     words = split_words(text)
     if text.lower().startswith("sub-"):
         text = BIDS_DETAILS.sub("", text)
@@ -100,9 +97,16 @@ def read_name(relative: Path, is_folder: bool = False) -> Name:
     return Name(tuple(place), stem, says, words)
 
 
+def is_label_name(name: str) -> bool:
+    """Whether a file is a label by its name alone."""
+    return read_name(Path(name)).says == "label"
+
+
 def _is_label_folder(name: str) -> bool:
     words = split_words(name)
-    return name.lower() == "final" or (bool(words) and words[0] in LABEL_WORDS and set(words) <= LABEL_WORDS | SUBSET_WORDS)
+    return name.lower() == "final" or (
+        bool(words) and words[0] in LABEL_WORDS and set(words) <= LABEL_WORDS | SUBSET_WORDS
+    )
 
 
 def contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -125,10 +129,10 @@ def is_structure(name: str) -> bool:
     return any(len(word) > 1 for word in words) and not any(word in RATER_WORDS for word in words)
 
 
-def case_title(relative: Path, is_folder: bool) -> str:
+def case_title(relative: Path) -> str:
     """A name for the case of an image: its folders and its file name, each said once."""
     place = [part for part in relative.parts[:-1] if not set(split_words(part)) <= IMAGE_WORDS | SUBSET_WORDS]
-    text = relative.name if is_folder else file_stem(relative)
+    text = file_stem(relative)
     if place and set(split_words(text)) <= IMAGE_WORDS:
         text = ""
     if any(re.match(rf"{re.escape(part)}(?![A-Za-z0-9])", text, re.IGNORECASE) for part in place):

@@ -84,7 +84,7 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
 
 def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str]:
     """A name for each case, unlike all others also where letter case does not count."""
-    titles = [case_title(i.relative, i.path.is_dir()) or case_title(Path(src.resolve().name), True) for i in images]
+    titles = [case_title(i.relative) or case_title(Path(src.resolve().name)) for i in images]
     often = Counter(title.lower() for title in [*titles, *taken])
     whole = [re.sub(r"[^\w.-]+", "_", "_".join([*i.relative.parts[:-1], file_stem(i.relative)])) for i in images]
     titles = [title if often[title.lower()] == 1 else long or title for title, long in zip(titles, whole)]
@@ -94,6 +94,12 @@ def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str
         if counts[title.lower()] > 1:
             titles[index] = f"{title}_{counts[title.lower()]}"
     return titles
+
+
+def holds_scans(src: Path) -> bool:
+    """Whether there is anything below a folder that is no label by its name."""
+    items, cases = inventory(src, None, Options(), [])
+    return bool(cases) or any(item.name.says != "label" for item in items)
 
 
 def inventory(
@@ -115,7 +121,7 @@ def inventory(
         rest = [p for p in folder.iterdir() if p.is_file() and p not in scans and not p.name.startswith(".")]
         if any(is_dicom(p) for p in rest):
             relative = folder.relative_to(src)
-            items.append(Item(folder, relative, read_name(relative, is_folder=True)))
+            items.append(Item(folder, relative, read_name(relative)))
             rest = []  # what else lies in it is said when it is read
         aside += [(str(p.relative_to(src)), why_not_read(p)) for p in sorted(rest, key=natural_key) if not _is_text(p)]
         items += [Item(p, p.relative_to(src), read_name(p.relative_to(src))) for p in scans]
@@ -134,13 +140,15 @@ def _freesurfer(
     by_stem = {file_stem(path).lower(): path for path in scans if scan_suffix(path) in (".mgz", ".nii.gz", ".nii")}
     image = _preferred(by_stem, FREESURFER_IMAGES, options.image)
     label = _preferred(by_stem, FREESURFER_LABELS, options.label)
-    if image is None or label is None or not any(stem in by_stem for stem in FREESURFER_LABELS):
+    states = sum(stem in by_stem for stem in FREESURFER_IMAGES)
+    if image is None or states + 2 * (label is not None) < 3 or (options.label and label is None):
         return None
     parts = [part for part in folder.resolve().parts if part.lower() != "mri"]
     inside = [part for part in folder.relative_to(src).parts if part.lower() != "mri"]
     for path in scans:
         if path not in (image, label):
-            reason = f"FreeSurfer: {image.name} and {label.name} are taken; choose others with --image and --label"
+            chosen = " and ".join(taken.name for taken in (image, label) if taken is not None)
+            reason = f"FreeSurfer: {chosen} is taken; choose another with --image or --label"
             aside.append((str(path.relative_to(src)), reason))
     return Case("_".join(inside) or parts[-1], image, label)
 
@@ -193,9 +201,7 @@ def _expected(image: Item | None) -> str:
     return f"{'IMAGE' if image is None else file_stem(image.relative)}_label.nii.gz"
 
 
-def _chosen(
-    items: list[Item], word: str | None, option: str, what: str, aside: list[tuple[str, str]]
-) -> list[Item]:
+def _chosen(items: list[Item], word: str | None, option: str, what: str, aside: list[tuple[str, str]]) -> list[Item]:
     """The items with a word in their names; the others are left aside."""
     if word is None or not items:
         return items
@@ -327,5 +333,7 @@ def _choose_labels(image: Item, pairs: Sequence[Pair], aside: list[tuple[str, st
     left = [pair for pair in pairs if len(whole) > 1 or pair is not whole[0]]
     for pair in left:
         which = "several labels" if len(whole) > 1 else f"a further label, {whole[0].label.relative.name} is taken,"
-        aside.append((str(pair.label.relative), f"{which} for {image.relative}; choose with --label, a word of its name"))
+        aside.append(
+            (str(pair.label.relative), f"{which} for {image.relative}; choose with --label, a word of its name")
+        )
     return [(whole[0].label.path, whole[0].structure, whole[0].label.look)] if len(whole) == 1 else []

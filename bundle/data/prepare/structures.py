@@ -43,45 +43,53 @@ def number_structures(
     unnamed: set[int] = set()
     parts: list[list[tuple[str, LabelPart]]] = []
     for item in labelled:
-        named: list[tuple[str, LabelPart]] = []
+        own: list[tuple[str, LabelPart]] = []
         for path, structure, look in item.labels:
             if look.segments:
-                named += [
+                own += [
                     (segment.name or f"segment {segment.value}", LabelPart(path, 0, segment.value, segment.layer))
                     for segment in look.segments
                 ]
+                odd = sorted(set(look.values) - {segment.value for segment in look.segments})
+                if odd:
+                    notes.append(f"{path.name}: the label values {odd[:5]} belong to no segment and are left out")
             elif masks and is_structure(structure) and len(look.values) <= 1:
                 if look.values or len(item.labels) == 1:  # an empty mask among many: the structure is not in the scan
-                    named.append((structure, LabelPart(path, 0)))
+                    own.append((structure, LabelPart(path, 0)))
             else:
                 unnamed |= set(look.values)
-        parts.append(named)
-    values = {_same(name): value for value, name in (given or {}).items()}
-    titles = {value: name for value, name in (given or {}).items()}
+        parts.append(own)
+    titles = dict(given or {}) or ({} if unnamed else _own_values(parts))
+    values = {_same(name): value for value, name in titles.items()}
     free = (value for value in range(1, 2**15) if value not in unnamed and value not in titles)
-    wanted = {_same(name): name for named in reversed(parts) for name, _ in reversed(named)}
-    for key in sorted(wanted, key=natural_key):
-        if key not in values:
-            values[key] = next(free)
-            titles[values[key]] = wanted[key]
+    for name in sorted({name for own in parts for name, _ in own}, key=natural_key):
+        if _same(name) not in values:
+            values[_same(name)] = next(free)
+            titles[values[_same(name)]] = name
+    wanted = any(parts)
     cases = []
-    for item, named in zip(labelled, parts):
+    for item, own in zip(labelled, parts):
         paths = [path for path, _, _ in item.labels]
-        label = paths[0] if len(paths) == 1 else _common(paths) if named else None
-        cases.append(
-            replace(
-                item.case, label=label, parts=tuple(replace(part, target=values[_same(name)]) for name, part in named)
-            )
-        )
+        label = paths[0] if len(paths) == 1 else _common(paths) if own else None
+        numbered = tuple(replace(part, target=values[_same(name)]) for name, part in own)
+        cases.append(replace(item.case, label=label, parts=numbered))
     if unnamed and wanted:
-        plain = [item.case.name for item, named in zip(labelled, parts) if not named]
+        plain = [item.case.name for item, own in zip(labelled, parts) if not own]
         notes.append(
-            f"labels of {', '.join(plain[:3])} keep their values, those of the other cases are numbered by the names of "
-            "their structures; give all of them names if they show the same"
+            f"labels of {', '.join(plain[:3])} keep their values, the other cases are numbered by the names of their "
+            "structures; give all of them names if they show the same"
         )
     if not wanted and len({names for names in map(_structures, labelled) if names}) > 1:
         notes.append("labels have different words in their names; their values are taken as they are")
-    return cases, titles if wanted or given else {}
+    return cases, titles
+
+
+def _own_values(parts: Sequence[Sequence[tuple[str, LabelPart]]]) -> dict[int, str]:
+    """The names of the files' own values, if all files agree on them; else nothing."""
+    pairs = {(_same(name), part.value): name for own in parts for name, part in own if part.value}
+    names, values = {name for name, _ in pairs}, {value for _, value in pairs}
+    agree = len(pairs) == len(names) == len(values)
+    return {int(value or 0): title for (_, value), title in pairs.items()} if agree else {}
 
 
 def _structures(item: Labelled) -> str:

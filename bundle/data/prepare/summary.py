@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-LONGEST_CELL = 44  # characters of a cell of a table
+LONGEST_CELL = 60  # characters of a cell of a table
 
 
 def format_summary(summary: Mapping[str, Any], max_labels: int = 20, max_files: int = 5) -> str:
@@ -24,7 +24,8 @@ def format_summary(summary: Mapping[str, Any], max_labels: int = 20, max_files: 
     lines = []
     if cases:
         lines += _table(
-            ("case", "image", "label"), [(c["case"], c["image"], c["label"] or _unlabelled(c)) for c in cases]
+            ("case", "image", "label"),
+            [(c["case"], c["image"], _label_cell(c, any(other["voxels"] for other in cases))) for c in cases],
         )
         rows = [
             (
@@ -68,7 +69,7 @@ def format_summary(summary: Mapping[str, Any], max_labels: int = 20, max_files: 
 
 
 def next_steps(cases: Sequence[Mapping[str, Any]], dst: str) -> list[str]:
-    """What to type after a preparation: check the data set, then segment what has no label, or what else it is good for.
+    """What to type after a preparation: check the data set, then segment what has no label, or train.
 
     Args:
         cases: of the summary.
@@ -83,7 +84,11 @@ def next_steps(cases: Sequence[Mapping[str, Any]], dst: str) -> list[str]:
     if labelled and bare:
         what = f"{len(bare)} scan{'s' * (len(bare) > 1)}"
         output = shlex.quote(str(Path(dst) / "segmented"))
-        return ["next: check the data, then segment " + what, check, f"  {run.format('inference')} --output_dir {output}"]
+        return [
+            "next: check the data, then segment " + what,
+            check,
+            f"  {run.format('inference')} --output_dir {output}",
+        ]
     if labelled:
         return [
             "next: check the data, then train on it; every scan has a label, so add scans to segment and prepare again",
@@ -98,8 +103,11 @@ def next_steps(cases: Sequence[Mapping[str, Any]], dst: str) -> list[str]:
     ]
 
 
-def _unlabelled(case: Mapping[str, Any]) -> str:
-    return "none: to be segmented"
+def _label_cell(case: Mapping[str, Any], any_labelled: bool) -> str:
+    """What the label of a case is, or what the scan without one is for."""
+    if case["label"] is None:
+        return "none: to be segmented" if any_labelled else "none"
+    return case["label"] if case["voxels"] else f"{case['label']}: empty, every voxel is 0"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
