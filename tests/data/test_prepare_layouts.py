@@ -151,17 +151,62 @@ def test_masks_of_totalsegmentator_become_one_label_map(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "files",
-    [("a_liver_mask", "a_spleen_mask"), ("masks/a_liver", "masks/a_spleen"), ("liver_masks/a", "spleen_masks/a")],
+    ("file", "files"),
+    [
+        ("a", ("a_liver_mask", "a_spleen_mask")),
+        ("a", ("masks/a_liver", "masks/a_spleen")),
+        ("a", ("liver_masks/a", "spleen_masks/a")),
+        ("ct", ("liver", "spleen")),
+        ("p1/imaging", ("p1/liver", "p1/spleen")),
+        ("sub-01_T1w", ("sub-01_label-liver_mask", "sub-01_label-spleen_mask")),
+    ],
 )
-def test_masks_beside_their_scan_become_one_label_map(tmp_path, files):
+def test_masks_beside_their_scan_become_one_label_map(tmp_path, file, files):
     image, label = scan(SHAPE)
-    write_nifti(tmp_path / "src/a.nii.gz", image)
-    for value, file in enumerate(files, 1):
-        write_nifti(tmp_path / f"src/{file}.nii.gz", (label == value).astype(np.uint8))
-    prepare(tmp_path / "src", tmp_path / "dst")
+    write_nifti(tmp_path / f"src/{file}.nii.gz", image)
+    for value, mask in enumerate(files, 1):
+        write_nifti(tmp_path / f"src/{mask}.nii.gz", (label == value).astype(np.uint8))
+    summary = prepare(tmp_path / "src", tmp_path / "dst")
     assert label_names(tmp_path / "dst") == {1: "liver", 2: "spleen"}
-    assert np.array_equal(voxels(tmp_path / "dst/labelsTr/a.nii.gz"), np.where(label < 3, label, 0))
+    name = summary["cases"][0]["case"]
+    assert np.array_equal(voxels(tmp_path / f"dst/labelsTr/{name}.nii.gz"), np.where(label < 3, label, 0))
+    assert len(summary["cases"]) == 1
+
+
+def test_one_file_of_slicer_for_each_structure_and_two_images(tmp_path):
+    image, label = scan(SHAPE)
+    for case in ("case_01", "case_02"):
+        place = tmp_path / f"src/{case}"
+        write_itk(place / f"{case}_IMG_CT.nrrd", image - 1000, OBLIQUE)
+        write_itk(place / f"{case}_IMG_MR_T1.nrrd", image[1:], OBLIQUE)
+        for value, name in enumerate(NAMES, 1):
+            mask = (label == value).astype(np.uint8)
+            write_itk(place / f"{case}_OAR_{name}.seg.nrrd", mask, OBLIQUE, segments((name, 1, 0)))
+    found = pairs(prepare(tmp_path / "src", tmp_path / "dst", image="CT"))
+    assert found == {f"{case}_IMG_CT": (f"{case}/{case}_IMG_CT.nrrd", f"{case}/") for case in ("case_01", "case_02")}
+    assert sorted(label_names(tmp_path / "dst").values()) == sorted(NAMES)
+    assert (voxels(tmp_path / "dst/labelsTr/case_02_IMG_CT.nii.gz") > 0).sum() == (label > 0).sum()
+
+
+def test_values_of_no_segment_are_said(tmp_path):
+    image, label = scan(SHAPE)
+    write_itk(tmp_path / "src/a.nrrd", image)
+    write_itk(tmp_path / "src/a.seg.nrrd", label, texts=segments(("liver", 1, 0)))
+    summary = prepare(tmp_path / "src", tmp_path / "dst")
+    assert summary["notes"] == ["a.seg.nrrd: the label values [2, 3, 4] belong to no segment and are left out"]
+
+
+def test_results_of_bids_and_probabilities_are_no_scans(tmp_path):
+    image, label = scan(SHAPE)
+    raw = "sub-01/anat/sub-01_T1w.nii.gz"
+    write_nifti(tmp_path / "src" / raw, image)
+    results = "derivatives/prep/sub-01/anat"
+    write_nifti(tmp_path / f"src/{results}/sub-01_desc-preproc_T1w.nii.gz", image + 1)
+    write_nifti(tmp_path / f"src/{results}/sub-01_label-GM_probseg.nii.gz", image / 1000)
+    write_nifti(tmp_path / f"src/{results}/sub-01_dseg.nii.gz", label)
+    summary = prepare(tmp_path / "src", tmp_path / "dst")
+    assert pairs(summary) == {"sub-01_T1w": (raw, f"{results}/sub-01_dseg.nii.gz")}
+    assert sorted(path.rpartition("_")[2] for path in aside(summary)) == ["T1w.nii.gz", "probseg.nii.gz"]
 
 
 def test_two_drawings_of_one_structure_are_no_two_structures(tmp_path):

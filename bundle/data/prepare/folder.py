@@ -123,6 +123,9 @@ def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> 
         for path in truth.values():
             reason = f"a label without an image; expected {file_stem(path)}{'_0000' * nnunet}.nii.gz in images{subset}"
             aside.append((f"labels{subset}/{path.name}", reason))
+    others = (path for path in src.iterdir() if path.is_dir() and re.fullmatch(r"(?i)images.+", path.name))
+    reason = "not read, only imagesTr and imagesTs are; prepare it as a folder of its own"
+    aside += [(f"{path.name}/", reason) for path in sorted(others) if path.name not in ("imagesTr", "imagesTs")]
     aside += [(path.name, "lies outside of imagesTr and imagesTs; move it there") for path in scan_files(src)]
     layout = "nnU-Net" if nnunet else "Medical Segmentation Decathlon"
     cases, names = number_structures([item for item in labelled if item.labels], notes, _label_names(dataset))

@@ -14,11 +14,13 @@ LABEL_WORDS = frozenset(
     "groundtruth truth manual annotation annotations annot contour contours delineation delineations roi rois aseg "
     "aparc wmparc".split()
 )
-IMAGE_WORDS = frozenset("image images img imgs scan scans volume volumes vol dicom dicoms dcm".split())
-SUBSET_WORDS = frozenset("tr ts final".split())  # labelsTr, labels/final
+IMAGE_WORDS = frozenset("image images imaging img imgs scan scans volume volumes vol dicom dicoms dcm".split())
+SUBSET_WORDS = frozenset("tr ts va final".split())  # labelsTr, labels/final
 RATER_WORDS = frozenset(
     "rater reader observer expert annotator consensus staple corrected edited final old new".split()
 )
+COMPUTED_WORDS = frozenset("prob probs probseg probability probabilities softmax logits heatmap uncertainty".split())
+BIDS_LABEL = re.compile(r"_label-([A-Za-z0-9]+)(?=_|$)")
 BIDS_DETAILS = re.compile(r"_(?:desc|label|space|res|den|atlas|seg|hemi)-[A-Za-z0-9]+(?=_|$)")
 
 
@@ -31,12 +33,14 @@ class Name:
         stem: words of its file name, without those and without what repeats the folders.
         says: ``"label"``, ``"hint"`` where a word for label stands somewhere within, ``"image"``, or ``""``.
         words: all words of its file name.
+        structure: what it shows, where BIDS says so by ``label-``.
     """
 
     place: tuple[str, ...]
     stem: tuple[str, ...]
     says: str
     words: tuple[str, ...]
+    structure: str = ""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -80,8 +84,9 @@ def read_name(relative: Path) -> Name:
             hinted = hinted or bool({*words[:1], *words[-1:]} & LABEL_WORDS)
             place += [word for word in words if word not in LABEL_WORDS]
     text = file_stem(relative)
-    words = split_words(text)
+    words, structure = split_words(text), ""
     if text.lower().startswith("sub-"):
+        structure = "".join(BIDS_LABEL.findall(text)[:1])
         text = BIDS_DETAILS.sub("", text)
     stem = tuple(word for word in split_words(text) if word not in LABEL_WORDS | IMAGE_WORDS)
     for size in range(min(len(place), len(stem)), 0, -1):
@@ -94,7 +99,7 @@ def read_name(relative: Path) -> Name:
         says = "hint"
     else:
         says = "image" if among_images or set(words) & IMAGE_WORDS else ""
-    return Name(tuple(place), stem, says, words)
+    return Name(tuple(place), stem, says, words, structure)
 
 
 def is_label_name(name: str) -> bool:
@@ -116,7 +121,7 @@ def contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
 
 def structure_name(label: Name, image: Name) -> str:
     """What a label's name says besides that of its image: the structure, as in ``a_liver_mask`` beside ``a``."""
-    rest = list(label.key)
+    rest = [*label.key, *([label.structure] if label.structure else [])]
     for word in image.key:
         if word in rest:
             rest.remove(word)

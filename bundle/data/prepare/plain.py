@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .formats import file_stem, is_companion, natural_key, scan_files, scan_suffix, why_not_read
 from .look import Look, look_at
-from .names import Name, case_title, contains, is_structure, read_name, split_words, structure_name
+from .names import COMPUTED_WORDS, Name, case_title, contains, is_structure, read_name, split_words, structure_name
 from .read import is_dicom
 from .source import Case, Found, Options
 from .structures import Labelled, number_structures
@@ -76,7 +76,8 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
     pairs, notes = _pair(images, labels, aside)
     labelled = []
     for image, title in zip(images, _titles(src, images, [case.name for case in cases])):
-        labelled.append(Labelled(Case(title, image.path), _choose_labels(image, pairs[image.relative], aside)))
+        case = Case(title, image.path, expected_label=image.path.with_name(_expected(image)))
+        labelled.append(Labelled(case, _choose_labels(image, pairs[image.relative], aside)))
     cases += [item.case for item in labelled if not item.labels]
     numbered, names = number_structures([item for item in labelled if item.labels], notes)
     return Found(sorted(cases + numbered, key=lambda c: natural_key(c.name)), names, notes, "plain folder", aside)
@@ -176,6 +177,8 @@ def _sort_out(items: Sequence[Item], aside: list[tuple[str, str]]) -> tuple[list
                 aside.append((text, "DICOM among labels is not read; save the label as NIfTI"))
             else:
                 images.append(item)
+        elif COMPUTED_WORDS & set(item.name.words) and kind != "label":
+            aside.append((text, "named as computed from a scan; rename it if it is a scan, or save a label map"))
         elif says == "label" and kind == "image":
             reason = f"named as a label, but it has the voxels of a scan ({item.look.count} or more values)"
             aside.append((text, f"{reason}; rename it if it is a scan, or save a label map"))
@@ -189,7 +192,15 @@ def _sort_out(items: Sequence[Item], aside: list[tuple[str, str]]) -> tuple[list
             labels.append(item)
         else:
             images.append(item)
-    return images, labels
+    raw = [item for item in images if not _is_derived(item)]
+    if raw:
+        reason = "lies in derivatives, where BIDS keeps results; the scans outside of it are taken"
+        aside += [(str(item.relative), reason) for item in images if _is_derived(item)]
+    return raw or images, labels
+
+
+def _is_derived(item: Item) -> bool:
+    return item.relative.parts[:1] == ("derivatives",)
 
 
 def _values(item: Item) -> str:
@@ -315,8 +326,8 @@ def _why_unpaired(label: Item, images: Sequence[Item]) -> str:
 
 
 def _is_mask(item: Item) -> bool:
-    """Whether a label shows one structure, or none."""
-    return item.look.kind in ("label", "") and len(item.look.values) <= 1 and not item.look.segments
+    """Whether a label shows one structure, or none, or says itself what it shows."""
+    return bool(item.look.segments) or (item.look.kind in ("label", "") and len(item.look.values) <= 1)
 
 
 def _choose_labels(image: Item, pairs: Sequence[Pair], aside: list[tuple[str, str]]) -> list[tuple[Path, str, Look]]:

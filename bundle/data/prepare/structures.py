@@ -62,7 +62,7 @@ def number_structures(
     titles = dict(given or {}) or ({} if unnamed else _own_values(parts))
     values = {_same(name): value for value, name in titles.items()}
     free = (value for value in range(1, 2**15) if value not in unnamed and value not in titles)
-    for name in sorted({name for own in parts for name, _ in own}, key=natural_key):
+    for name in sorted({title for own in parts for title, _ in own}, key=natural_key):
         if _same(name) not in values:
             values[_same(name)] = next(free)
             titles[values[_same(name)]] = name
