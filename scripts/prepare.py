@@ -156,7 +156,8 @@ def folder(
     changes = {"spacing_mm": spacing, "size": size, "window": window, "clip_percent": clip_percent}
     recipe = dict(modality=modality, need_label=need_label, **changes)
     names = None if label_names is None else _names(label_names)
-    options = {"channel": channel, "ignore_label_geometry": ignore_label_geometry, "image": image, "label": label}
+    options: dict[str, Any] = {"channel": channel, "ignore_label_geometry": ignore_label_geometry}
+    options |= {key: None if word is None else str(word) for key, word in (("image", image), ("label", label))}
     return Preparation("folder", src, dst, recipe, num_workers, strict, options, names)
 
 

@@ -148,7 +148,7 @@ def _freesurfer(
     inside = [part for part in folder.relative_to(src).parts if part.lower() != "mri"]
     for path in scans:
         if path not in (image, label):
-            chosen = " and ".join(taken.name for taken in (image, label) if taken is not None)
+            chosen = " with ".join(taken.name for taken in (image, label) if taken is not None)
             reason = f"FreeSurfer: {chosen} is taken; choose another with --image or --label"
             aside.append((str(path.relative_to(src)), reason))
     return Case("_".join(inside) or parts[-1], image, label)
