@@ -110,6 +110,19 @@ def test_segments_are_one_structure_by_their_names_whatever_their_numbers(tmp_pa
     assert label_names(tmp_path / "dst") == {1: "Liver", 2: "spleen"}
 
 
+def test_labels_with_and_without_names_are_kept_apart(tmp_path):
+    image, label = scan(SHAPE)
+    for index, case in enumerate("ab"):
+        write_itk(tmp_path / f"src/{case}.nrrd", image + index)
+    texts = segments(("liver", 1, 0), ("spleen", 2, 0))
+    write_itk(tmp_path / "src/a.seg.nrrd", np.where(label < 3, label, 0).astype(np.uint8), texts=texts)
+    write_itk(tmp_path / "src/b-label.nrrd", (label == 1).astype(np.uint8))
+    summary = prepare(tmp_path / "src", tmp_path / "dst")
+    assert label_names(tmp_path / "dst") == {1: "label 1", 2: "liver", 3: "spleen"}
+    assert [list(case["voxels"]) for case in summary["cases"]] == [["2", "3"], ["1"]]
+    assert summary["notes"][0].startswith("labels of b keep their values, the other cases are numbered by the names")
+
+
 def test_layers_that_overlap_keep_the_smaller_structure(tmp_path):
     image, label = scan(SHAPE)
     tumor = np.zeros_like(label)

@@ -67,6 +67,8 @@ def number_structures(
             values[_same(name)] = next(free)
             titles[values[_same(name)]] = name
     wanted = any(parts)
+    if wanted and not given:
+        titles.update({value: f"label {value}" for value in unnamed})
     cases = []
     for item, own in zip(labelled, parts):
         paths = [path for path, _, _ in item.labels]
