@@ -1,7 +1,7 @@
 """Pictures of what the bundle does: ``python -m scripts.preview COMMAND --dataset_dir DIR``.
 
 Each command writes one PNG and prints its path. The transforms are those that the configs declare. Any id of the
-config can be given as an option, for example ``--superpixel#parameters#min_size 100``.
+config can be given as an option, for example ``--superpixel#levels#felzenszwalb#1#min_size 100``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import LoadImage
 from torch.utils.data import default_collate
 
+from bundle import options
 from bundle import visualize as show
 from bundle.data import case_name, label_names, load_support, make_datalist, resolve_support, select_cases
 from bundle.data.support import slice_spacing
@@ -50,7 +51,7 @@ def superpixels(
         slices: how many slices to show.
         config_file: training config whose transforms count.
         overrides: ids and values of the config, as a dictionary.
-        settings: any id of the config, such as --superpixel#parameters#min_size 100.
+        settings: any id of the config, such as --superpixel#levels#felzenszwalb#1#min_size 100.
     """
     parser = read_config(config_file, dataset_dir, overrides, {"cache_dir": None, **settings})
     path = choose_image(dataset_dir, case, image)
@@ -63,7 +64,8 @@ def superpixels(
         " ".join(f"{k} {v}" for k, v in one.items())
         for one in (parameters if isinstance(parameters, list) else [parameters])
     ]
-    title = f"{case_name(path)}: {parser.get_parsed_content('superpixel#method')} ({'; '.join(texts)})"
+    method = parser.get_parsed_content("superpixel#method")
+    title = f"{case_name(path)}: {getattr(method, '__name__', method)} ({'; '.join(texts)})"
     return show.save_figure(show.superpixel_figure(planes, maps, title=title, count=slices), output)
 
 
@@ -282,26 +284,12 @@ def read_config(
         FileNotFoundError: if a config does not exist, neither as named nor in the bundle.
         ValueError: for an id that the config lacks.
     """
-    files = [config_file] if isinstance(config_file, (str, os.PathLike)) else list(config_file)
-    paths = []
-    for file in files:
-        path = next((p for p in (Path(file), ROOT / file) if p.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"{file}: no such config_file")
-        paths.append(str(path))
-    parser = ConfigParser()
-    parser.read_config(paths)
-    parser["bundle_root"] = str(ROOT)
-    if dataset_dir is not None:
-        parser["dataset_dir"] = str(dataset_dir)
     if overrides is not None and not isinstance(overrides, Mapping):
         raise TypeError(f"overrides must be a dictionary, \"{{'seed': 1}}\", got {overrides!r}")
-    for key, value in {**settings, **(overrides or {})}.items():
-        name = key.replace("::", "#")
-        if name not in parser and name.rpartition("#")[0] not in (*parser.config, "superpixel#parameters"):
-            raise ValueError(f"no such option or id of {', '.join(map(str, files))}: {key}")
-        parser[name] = value
-    return parser
+    files = [config_file] if isinstance(config_file, (str, os.PathLike)) else list(config_file)
+    paths = [next((path for path in (Path(file), ROOT / file) if path.is_file()), Path(file)) for file in files]
+    fixed = {"bundle_root": str(ROOT), **({} if dataset_dir is None else {"dataset_dir": str(dataset_dir)})}
+    return options.read_config(paths, {**fixed, **settings, **(overrides or {})})
 
 
 def choose_entry(dataset_dir: str | None, case: str | None) -> dict[str, str]:

@@ -30,6 +30,7 @@ from bundle.atomic import write_text
 from bundle.data import load_support, resolve_support
 from bundle.data.support import slice_spacing
 from bundle.networks import fast_precision, load_weights
+from bundle.options import as_arguments, read_config
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, Superpixels
 
 from .literal import episode_loss, segment_volume, train_steps
@@ -136,12 +137,8 @@ def device_name(device: torch.device) -> str:
 
 def read(files: Sequence[str], settings: dict[str, Any]) -> ConfigParser:
     """A parser of configs with ids overridden."""
-    parser = ConfigParser()
-    parser.read_config([str(ROOT / "configs" / f"{name}.json") for name in files])
-    parser["bundle_root"] = str(ROOT)
-    for key, value in settings.items():
-        parser[key] = value
-    return parser
+    paths = [ROOT / "configs" / f"{name}.json" for name in files]
+    return read_config(paths, {"bundle_root": str(ROOT), **settings})
 
 
 def clock(work: Callable[[], Any], device: torch.device) -> float:
@@ -203,7 +200,7 @@ def training_rows(
         "train#handlers": [],
         "train#dataset#num_workers": os.cpu_count(),
     }
-    shared = {key: default[key] for key in ("crop_to_body", "superpixel#parameters")}  # both start from the same maps
+    shared = {key: default[key] for key in ("crop_to_body", "superpixel")}  # both start from the same maps
     paper = {**shared, **settings}
     rows = []
     for recipe, files, chosen in (("published", ["train", "paper"], paper), ("default", ["train"], settings)):
@@ -379,7 +376,7 @@ def train_command(common: dict[str, Any], folder: Path, steps: int, processes: i
         settings.pop("device")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
-    command += ["--config_file", str(files), *(x for k, v in settings.items() for x in (f"--{k}", str(v)))]
+    command += ["--config_file", str(files), *as_arguments(settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])

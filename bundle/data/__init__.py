@@ -1,7 +1,17 @@
 """Data: lists of files, episodes for training, the support, the protocols."""
 
 from .bank import SliceBank
-from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases, spread
+from .datalist import (
+    case_name,
+    check_dataset,
+    held_out,
+    label_names,
+    label_values,
+    list_images,
+    make_datalist,
+    select_cases,
+    spread,
+)
 from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .preflight import check_run, check_training
@@ -31,6 +41,7 @@ __all__ = [
     "SupportScan",
     "VolumeWriter",
     "case_name",
+    "check_dataset",
     "check_entries",
     "check_folder",
     "check_run",
@@ -42,6 +53,7 @@ __all__ = [
     "get_protocol",
     "held_out",
     "label_names",
+    "label_values",
     "list_images",
     "load_support",
     "make_datalist",
