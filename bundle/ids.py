@@ -26,6 +26,7 @@ def walk(item: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def strings(item: Any) -> Iterator[tuple[str, str]]:
+    """Every text in an item, with its id."""
     return ((path, value) for path, value in walk(item) if isinstance(value, str))
 
 

@@ -89,8 +89,8 @@ def check_options(
     """Raise unless every id that an overlay or an override sets is one that the run has.
 
     An id counts as known if the configs have it or say what it means (``_meanings_``), if something refers to it
-    (``@id``), or if it is an argument of the component that it is set in. An overlay may set ids of any whole config beside it, so that one file serves training
-    and inference, and append to what is there (``+id``).
+    (``@id``), or if it is an argument of the component that it is set in. An overlay may set ids of any whole config
+    beside it, so that one file serves training and inference, and append to what is there (``+id``).
 
     Args:
         files: the first is the whole config, the others are laid over it in turn.
@@ -193,7 +193,9 @@ class _Settings:
         if parent:
             hint = suggest(last, names).replace("did you mean ", f"did you mean {parent}{SEP}")
             return f"the configs have no such id{hint or f'; {parent} has ' + ', '.join(names[:20])}"
-        inner = [path for path, _ in walk(self.parser.get()) if path.endswith(f"{SEP}{name}") and not path.startswith("_")]
+        inner = [
+            path for path, _ in walk(self.parser.get()) if path.endswith(f"{SEP}{name}") and not path.startswith("_")
+        ]
         hint = f"; did you mean {min(inner, key=len)}?" if inner else ""
         hint = suggest(last, [*names, *RUN_ARGUMENTS]) or hint
         return f"the configs have no such id{hint or '; python -m scripts.options lists them'}"
@@ -203,8 +205,9 @@ def _check_file(path: Path) -> None:
     """Raise unless a file is a config that can be read."""
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path("configs")
-        there = sorted(str(folder / file.name) for file in folder.glob("*.json")) if folder.is_dir() else []
-        raise FileNotFoundError(f"{path}: no such config{suggest(str(path), there)}")
+        there = [file.stem for file in folder.glob("*.json")] if folder.is_dir() else []
+        hint = suggest(path.stem, there).replace("mean ", f"mean {folder}{os.sep}").replace("?", ".json?")
+        raise FileNotFoundError(f"{path}: no such config{hint}")
     if not re.fullmatch(ConfigParser.suffix_match, path.name, re.IGNORECASE):
         raise ValueError(f"{path}: a config is a .json or .yaml file")
     if path.suffix.lower() == ".json":

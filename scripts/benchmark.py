@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from monai.bundle import ConfigParser
 
 from bundle.atomic import replacing, write_text
-from bundle.data import list_images
 from bundle.errors import explain
-from bundle.options import as_arguments, check_options, read_config, suggest
+from bundle.ids import suggest
 
+from .on_demand import OnDemand
 from .speed import speed
 from .volumes import volumes
 
 ROOT = Path(__file__).resolve().parent.parent
+data = OnDemand("bundle.data")
+options = OnDemand("bundle.options")
+monai_bundle = OnDemand("monai.bundle")
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,17 @@ def transfer(
         overrides: further ids of the configs, {"max_epochs": 7}.
         jobs: evaluations side by side.
     """
-    images = {Path(folder).name: list_images(Path(folder) / "imagesTr") for folder in dataset_dirs}
+    images = {Path(folder).name: data.list_images(Path(folder) / "imagesTr") for folder in dataset_dirs}
     unknown = sorted(set(tested or ()) - set(images))
     if len(images) < 2 or len(images) < len(dataset_dirs) or unknown:
         raise ValueError(f"dataset_dirs must be two folders of different names at least, tested among them: {unknown}")
     train_files = ["configs/train.json", *config]
-    _check_overrides([train_files, ["configs/inference.json", "configs/evaluate.json", *config]], overrides)
+    test_files = ["configs/inference.json", "configs/evaluate.json", *config]
+    _check_overrides([train_files, test_files], overrides)
+    for tested_dir in (folder for folder in dataset_dirs if tested is None or Path(folder).name in tested):
+        split = {"dataset_dir": str(tested_dir), "protocol": protocol, "folds": num_folds, **(overrides or {})}
+        for fold in folds:
+            _check_run(test_files, {**split, "fold": fold}, build=("evaluator",))
     tables = []
     for folder in map(Path, dataset_dirs):
         if tested is not None and folder.name not in tested:
@@ -172,7 +179,8 @@ def transfer(
         training["dataset_dir"] = os.path.commonpath([Path(folder).resolve() for folder in dataset_dirs])
         weights = _train(train_files, training, run, os.cpu_count() or 1)
         evaluation: dict[str, Any] = {"folds": folds, "seeds": [seed], "num_folds": num_folds, "weights": str(weights)}
-        table = accuracy(str(folder), str(run), protocol, config=config, overrides=overrides, jobs=jobs, **evaluation)
+        evaluation["overrides"] = _known_to(test_files, overrides or {})
+        table = accuracy(str(folder), str(run), protocol, config=config, jobs=jobs, **evaluation)
         tables.append(f"Trained without {folder.name}. {table}")
     write_text(Path(output_dir) / f"transfer_{protocol}.md", "\n\n".join(tables) + "\n")
     return "\n\n".join(tables)
@@ -200,7 +208,7 @@ def _check_overrides(families: Sequence[Sequence[str]], overrides: Mapping[str, 
 def _check_run(files: Sequence[str], settings: Mapping[str, Any], build: Sequence[str] = ()) -> None:
     """Raise unless configs take these settings and the parts of these names can be built."""
     known = {"bundle_root": str(ROOT), **_known_to(files, settings)}
-    parser = read_config(_paths(files), known)
+    parser = options.read_config(_paths(files), known)
     for name in build:
         try:
             parser.get_parsed_content(name)
@@ -215,8 +223,8 @@ def _paths(files: Sequence[str]) -> list[Path]:
 
 def _ids(files: Sequence[str]) -> set[str]:
     """Top-level ids of configs laid over each other."""
-    check_options(_paths(files))
-    return set(ConfigParser.load_config_files([str(path) for path in _paths(files)]))
+    options.check_options(_paths(files))
+    return set(monai_bundle.ConfigParser.load_config_files([str(path) for path in _paths(files)]))
 
 
 def _known_to(files: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +237,11 @@ def _bundle_run(files: Sequence[str], settings: Mapping[str, Any], log: Path, th
     """Run a bundle config in a process of its own; its last line is the error, if there is one."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    command += ["--config_file", str([str(path) for path in _paths(files)]), *as_arguments(_known_to(files, settings))]
+    command += [
+        "--config_file",
+        str([str(path) for path in _paths(files)]),
+        *options.as_arguments(_known_to(files, settings)),
+    ]
     environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ, "OMP_NUM_THREADS": str(threads)}  # large pages
     with open(log, "w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode

@@ -125,7 +125,9 @@ def is_value(item: Any) -> bool:
     """Whether something is a plain value: no component, no expression, no reference."""
     if isinstance(item, list):
         return all(is_value(part) for part in item)
-    return isinstance(item, (bool, int, float)) or (isinstance(item, str) and not item.startswith(("$", "@", "bundle.")))
+    return isinstance(item, (bool, int, float)) or (
+        isinstance(item, str) and not item.startswith(("$", "@", "bundle."))
+    )
 
 
 def quoted(value: Any) -> str:
@@ -148,7 +150,9 @@ def arguments(item: Any) -> dict[str, str]:
     text = docstrings().get(target.rpartition(".")[2], "") if str(target).startswith("bundle.") else ""
     block = re.search(r"^Args:\n((?: +.*\n?|\n)*)", text, re.MULTILINE)
     found: dict[str, str] = {}
-    for names, told in re.findall(r"^    (\w[\w, ]*): ((?:.*\n?)(?:^ {5,}.*\n?)*)", block[1] if block else "", re.MULTILINE):
+    for names, told in re.findall(
+        r"^    (\w[\w, ]*): ((?:.*\n?)(?:^ {5,}.*\n?)*)", block[1] if block else "", re.MULTILINE
+    ):
         found |= {name.strip(): re.sub(r":\w+:|`", "", " ".join(told.split())) for name in names.split(",")}
     return found
 

@@ -136,8 +136,7 @@ def evaluation_split(
             f"{len(entries)}; set folds"
         )
     training, validation = fold_cases(range(len(entries)), fold, num_folds)
-    own = support_index is None or isinstance(support_index, bool)
-    index = rule.support_index if own else support_index
+    index = rule.support_index if support_index is None or support_index is False else support_index
     if not -len(validation) <= index < len(validation):
         raise ValueError(f"support_index must be in 0..{len(validation) - 1}, got {index}")
     support = validation[index]
