@@ -23,6 +23,7 @@ from monai.bundle.workflows import ConfigWorkflow
 from .ids import MEANINGS, SEP, strings, suggest, switches, walk
 
 APPEND = "+"
+ONLY_IN_FILES = "+ appends in a config file only; write an overlay, or set the whole id"
 ALWAYS_KNOWN = ("imports", "initialize", "run", "finalize", MEANINGS)  # MONAI looks for them in every config
 BASE = "bundle_root"  # an id that whole configs have, and overlays have not
 WORDS = ("none", "null", "off", "no", "false", "on", "yes", "true")  # typed for a value, they stay words
@@ -55,6 +56,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
 
     given = fire.Fire(collect, command=list(typed[1:]), serialize=lambda _: None)
     for key, value in given.items():
+        if key.startswith(APPEND):
+            raise ValueError(f"--{key}: {ONLY_IN_FILES}")
         if key not in RUN_ARGUMENTS and value is None:
             raise ValueError(f"--{key} None: MONAI ignores None here; type --{key} False to switch it off")
     merged = update_kwargs(given.pop("args_file", None), **given)
@@ -134,7 +137,7 @@ class _Settings:
         name = key.replace("::", SEP)
         appends = name.startswith(APPEND)
         if appends and not is_file:
-            raise ValueError(f"{where}{name}: + appends in a config file only; write an overlay, or set the whole id")
+            raise ValueError(f"{where}{name}: {ONLY_IN_FILES}")
         name = name[len(APPEND) :] if appends else name
         old = self._check_path(name, where, is_file)
         if not is_file:
