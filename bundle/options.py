@@ -20,7 +20,7 @@ from monai.bundle.scripts import create_workflow, update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.bundle.workflows import ConfigWorkflow
 
-from .ids import MEANINGS, SEP, strings, suggest, switches, walk
+from .ids import MEANINGS, SEP, optional_parts, strings, suggest, switches, walk
 
 APPEND = "+"
 ONLY_IN_FILES = "+ appends in a config file only; write an overlay, or set the whole id"
@@ -142,6 +142,9 @@ class _Settings:
         old = self._check_path(name, where, is_file)
         if not is_file:
             _check_word(f"{where}{name}", value, old)
+            is_part = not isinstance(value, (str, int, float, list, tuple)) or str(value).startswith(("$", "@", "%"))
+            if value is not False and not is_part and name in optional_parts(self.parser.get()):
+                raise ValueError(f"{where}{name} {value}: give False to switch it off, or a part with a _target_")
             if value is False and ConfigComponent.is_instantiable(old) and name not in switches(self.parser.get()):
                 raise ValueError(f"{where}{name}: this part cannot be switched off; give another _target_ instead")
         if not appends and _is_plain(old) and _is_plain(value) and old and not (is_file and name in self.shared):
@@ -207,8 +210,8 @@ class _Settings:
 def _check_file(path: Path) -> None:
     """Raise unless a file is a config that can be read."""
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        there = [file.stem for file in folder.glob("*.json")] if folder.is_dir() else []
+        folder = path.parent if path.is_absolute() or path.parent.is_dir() else Path("configs")
+        there = [file.stem for file in folder.glob("*.json")]
         hint = suggest(path.stem, there).replace("mean ", f"mean {folder}{os.sep}").replace("?", ".json?")
         raise FileNotFoundError(f"{path}: no such config{hint}")
     if not re.fullmatch(ConfigParser.suffix_match, path.name, re.IGNORECASE):

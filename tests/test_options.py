@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle import FewShotSegmenter
-from bundle.ids import switches
+from bundle.ids import optional_parts, switches
 from bundle.inferers import FewShotInferer
 from bundle.options import as_arguments, check_command_line, check_options, read_config
 
@@ -72,6 +72,8 @@ def small(names, tmp_path, phantom_dir, **overrides):
         ("inference", "network_def#encoder#_target_", "bundle.networks.TinyEncoder", "#variant: .* no such argument"),
         ("inference", "+handlers", [], r"\+ appends in a config file only"),
         ("inference", "registration", "null", "type --registration False"),
+        ("inference", "registration", True, "--registration True: give False to switch it off, or a part"),
+        ("inference paper", "upsampling", 2, "--upsampling 2: give False to switch it off, or a part"),
         ("inference", "overlays", "false", "type --overlays False"),
         ("train", "loss", False, "cannot be switched off"),
     ],
@@ -164,7 +166,7 @@ def test_a_bare_none_is_refused(key, form):
 
 def test_every_part_that_the_inferer_can_do_without_is_a_switch():
     config = ConfigParser.load_config_files(files("inference"))
-    assert set(OFF) < switches(config)
+    assert set(OFF) == optional_parts(config) < switches(config)
     assert {"pretrained"} <= switches(ConfigParser.load_config_files(files("train")))
 
 

@@ -155,7 +155,8 @@ def test_a_target_in_the_config_is_the_method(method, scan, tmp_path):
 
 @pytest.mark.parametrize("method", ["felzenszwalb", "slic"])
 def test_each_method_of_the_config_has_parameters_of_its_own(method, scan):
-    parser = read_config([ROOT / "configs" / "train.json"], {"superpixel#method": method})
+    given = {"superpixel#method": method, "superpixel#min_area_px": 2}  # the slices are small ones
+    parser = read_config([ROOT / "configs" / "train.json"], given)
     maps = parser.get_parsed_content("train#preprocessing#transforms#8")({"image": scan[0], "body": scan[1]})
     assert maps["superpixels"].shape[0] == 3
     assert maps["superpixels"].max() > 1
