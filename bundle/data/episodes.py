@@ -21,7 +21,7 @@ from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
 from ..transforms.pseudo_label import candidates
 from .cache import ArrayCache
-from .datalist import held_out, list_images
+from .datalist import check_dataset, held_out, list_images
 
 tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
@@ -47,6 +47,7 @@ class EpisodeDataset(Dataset):
         image_dir: folder whose images are used besides ``data``, such as the studies folder of a MONAI Label server,
             which passes on labelled images only.
         image_fraction: share of that folder's images to use, drawn at random but at least one.
+        dataset_dir: folder in which the images were looked for, to say what is wrong with it if there are none.
         cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
         progress: show a progress bar while scans are read.
@@ -66,6 +67,7 @@ class EpisodeDataset(Dataset):
         exclude_labels: Sequence[int] = (),
         image_dir: str | os.PathLike | None = None,
         image_fraction: float = 1.0,
+        dataset_dir: str | os.PathLike | None = None,
         cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
         progress: bool = False,
@@ -79,6 +81,7 @@ class EpisodeDataset(Dataset):
         self.exclude_labels = tuple(exclude_labels)
         self.image_dir = image_dir
         self.image_fraction = image_fraction
+        self.dataset_dir = dataset_dir
         self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.progress = progress
@@ -107,6 +110,8 @@ class EpisodeDataset(Dataset):
         if self._images is None or self._superpixels is None:
             entries = self.entries()
             if not entries:
+                if self.dataset_dir is not None:
+                    check_dataset(self.dataset_dir)
                 raise ValueError(
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
