@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.utils import optional_import
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
+from ..terminal import progress
 from ..transforms.pseudo_label import candidates
 from .cache import ArrayCache
 from .datalist import held_out, list_images
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
 
 class EpisodeDataset(Dataset):
@@ -46,7 +44,7 @@ class EpisodeDataset(Dataset):
         image_fraction: share of that folder's images to use, drawn at random but at least one.
         cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
-        progress: show a progress bar while scans are read.
+        progress: show how many scans are read.
 
     Raises:
         ValueError: when the first episode is asked for, if there is no image or no usable slice.
@@ -110,9 +108,7 @@ class EpisodeDataset(Dataset):
             cache = ArrayCache(self.cache_dir, [type(self), self.transform])
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
                 scans = pool.map(partial(self._read, cache), entries)
-                if self.progress and has_tqdm:
-                    scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
-                parts = list(scans)
+                parts = list(progress(scans, len(entries), "superpixels") if self.progress else scans)
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:
                 raise ValueError(f"slices must be of one size after preprocessing, got {sorted(sizes)}")

@@ -21,6 +21,6 @@ class VolumeWriter(NibabelWriter):
         self.data_obj = self.convert_to_channel_last(data_array, channel_dim, squeeze_end_dims=False)[..., 0]
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write the file in one step."""
+        """Write the file in one step; nothing is logged, since the name on the way is not the file's."""
         with replacing(filename) as temporary:
-            super().write(temporary, verbose=verbose, **kwargs)
+            super().write(temporary, verbose=False, **kwargs)

@@ -44,4 +44,4 @@ class WeightsSaver:
             return
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         save_state_dict(network.state_dict(), self.path)
-        logging.getLogger(__name__).info("saved %s after epoch %d", self.path, engine.state.epoch)
+        logging.getLogger(__name__).debug("saved %s after epoch %d", self.path, engine.state.epoch)
