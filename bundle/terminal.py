@@ -83,7 +83,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def is_command() -> bool:
     """Whether this program was started as ``alpnet``."""
-    return Path(sys.argv[0]).stem == COMMAND
+    program = Path(sys.argv[0])
+    return program.stem == COMMAND and program.suffix != ".py"
 
 
 def next_command(script: str, *arguments: str) -> str:
