@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from monai.utils import optional_import
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
+from ..terminal import progress
 from ..transforms.pseudo_label import candidates
 from .cache import ArrayCache
 from .datalist import check_dataset, held_out, list_images
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
 
 class EpisodeDataset(Dataset):
@@ -50,7 +48,7 @@ class EpisodeDataset(Dataset):
         dataset_dir: folder in which the images were looked for, to say what is wrong with it if there are none.
         cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
-        progress: show a progress bar while scans are read.
+        progress: show how many scans are read.
 
     Raises:
         ValueError: when the first episode is asked for, if there is no image or no usable slice.
@@ -120,9 +118,8 @@ class EpisodeDataset(Dataset):
             order = own_first(len(entries), rank, processes)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
                 scans = pool.map(partial(self._read, cache), [entries[index] for index in order])
-                if self.progress and has_tqdm and rank == 0:
-                    scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
-                done = dict(zip(order, scans))
+                shown = progress(scans, len(entries), "superpixels") if self.progress and rank == 0 else scans
+                done = dict(zip(order, shown))
             parts = [done[index] for index in range(len(entries))]
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:

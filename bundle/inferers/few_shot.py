@@ -282,7 +282,7 @@ class FewShotInferer(Inferer):
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
-        return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
+        return MetaTensor(scores.movedim(0, -1)[None], meta=meta)
 
     def _discounts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], reverse_dice: Tensor) -> Tensor:
         """Confidence discount of each label ``(n,)``, see ``reverse_dice_discount``."""
