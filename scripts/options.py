@@ -42,7 +42,7 @@ def read(config: str) -> dict[str, Any]:
     """The top-level ids of a config and its overlay, laid over each other as MONAI does it."""
     content: dict[str, Any] = {}
     for name in CONFIGS[config]:
-        for key, value in json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8")).items():
+        for key, value in read_file(name).items():
             old = content.get(key[1:])
             if not key.startswith("+"):
                 content[key] = value
@@ -51,12 +51,18 @@ def read(config: str) -> dict[str, Any]:
     return content
 
 
+def read_file(name: str) -> dict[str, Any]:
+    """The content of one config."""
+    content: dict[str, Any] = json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
 def listing(config: str) -> Iterator[str]:
     """Every id: those that are set often, then the parts that a config is made of."""
     content = read(config)
     meanings = content.pop(MEANINGS)
     if config == "evaluate":
-        own = json.loads((ROOT / "configs" / "evaluate.json").read_text(encoding="utf-8"))[f"+{MEANINGS}"]
+        own = read_file("evaluate")[f"+{MEANINGS}"]
         content = {key: value for key, value in content.items() if key in own}
     files = [f"configs/{name}.json" for name in CONFIGS[config]]
     file = files[0] if len(files) == 1 else f'"{files}"'

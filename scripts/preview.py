@@ -376,7 +376,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     commands = {f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}
     try:
-        fire.Fire(commands, name="scripts.preview", serialize=str)
+        typed = sys.argv[1:]
+        if {"-h", "--help"} & set(typed):  # which commands that take any id would take for one
+            typed = [word for word in typed[:1] if word in commands] + ["--", "--help"]
+        fire.Fire(commands, command=typed, name="scripts.preview", serialize=str)
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         text = root_cause(error)
         sys.exit(f"preview: {' '.join(str(text.args[0] if text.args and len(text.args) == 1 else text).split())}")
