@@ -15,7 +15,7 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 from torch import Tensor
 
 from .checks import check_geometry, check_label_values
-from .data.fingerprint import check_same_grid, read_fingerprint
+from .data.fingerprint import read_fingerprint
 from .data.support import SLICES, VALUES, SupportScan, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
@@ -207,9 +207,6 @@ class FewShotSegmenter:
         scan = self._read(image, names[IMAGE], affine, spacing)
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
-        check_same_grid(
-            marks.shape[1:], marks.affine.numpy(), scan.shape[1:], scan.affine.numpy(), names[LABEL], names[IMAGE]
-        )
         return load_support(
             {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}), self.inferer.labels
         )

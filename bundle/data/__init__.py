@@ -4,6 +4,7 @@ from .bank import SliceBank
 from .datalist import (
     case_name,
     check_dataset,
+    dataset_modality,
     held_out,
     label_names,
     label_values,
@@ -27,6 +28,7 @@ from .protocol import (
     training_pseudo_supports,
 )
 from .read_ahead import ReadAheadLoader
+from .reader import NiftiReader
 from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
 
@@ -37,6 +39,7 @@ __all__ = [
     "PrepareEpisodes",
     "Protocol",
     "ReadAheadLoader",
+    "NiftiReader",
     "SliceBank",
     "SupportScan",
     "VolumeWriter",
@@ -52,6 +55,7 @@ __all__ = [
     "fold_cases",
     "get_protocol",
     "held_out",
+    "dataset_modality",
     "label_names",
     "label_values",
     "list_images",

@@ -13,6 +13,7 @@ import numpy as np
 
 Item = TypeVar("Item")
 SUFFIXES = (".nii.gz", ".nii")
+MODALITY_WORDS = {"ct": {"ct", "cbct"}, "mr": {"mr", "mri", "t1", "t2", "flair", "t1w", "t2w", "t1ce", "t1gd"}}
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
@@ -77,17 +78,42 @@ def make_datalist(dataset_dir: str | os.PathLike, folder: str = "imagesTr", labe
 def label_names(dataset_dir: str | os.PathLike) -> dict[int, str]:
     """Names of the label values besides the background, from ``dataset.json``; empty without that file.
 
-    Both the Decathlon's ``{"1": "liver"}`` and nnU-Net's ``{"liver": 1}`` are read.
+    Both the Decathlon's ``{"1": "liver"}`` and nnU-Net's ``{"liver": 1}`` are read. Of nnU-Net's regions,
+    ``{"kidneys": [2, 3]}``, the smallest that holds a value names it, with its value where several share a name.
     """
     file = Path(dataset_dir) / "dataset.json"
     if not file.is_file():
         return {}
     try:
         labels = json.loads(file.read_text()).get("labels", {})
-        pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in labels.items()]
-        return {int(value): str(name) for value, name in pairs if int(value) != 0}
+        named: dict[int, list[tuple[int, str]]] = {}
+        for key, item in labels.items():
+            name, values = (item, key) if str(key).isdigit() else (key, item)
+            values = values if isinstance(values, list) else [values]
+            for value in map(int, values):
+                named.setdefault(value, []).append((len(values), str(name)))
+        found = {value: min(names, key=lambda one: one[0])[1] for value, names in named.items() if value != 0}
+        shared = {name for name in found.values() if list(found.values()).count(name) > 1}
+        return {value: f"{name} {value}" if name in shared else name for value, name in found.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{file}: \'labels\' must map values to names, {{"1": "liver"}} ({error})') from None
+
+
+def dataset_modality(dataset_dir: str | os.PathLike) -> str:
+    """What ``dataset.json`` says of all images: ``"ct"``, ``"mr"``, or ``"auto"`` where it says nothing or several.
+
+    Read are the Decathlon's ``modality`` and nnU-Net's ``channel_names``.
+    """
+    file = Path(dataset_dir) / "dataset.json"
+    try:
+        description = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        return "auto"  # what is wrong with the file is said where its labels are read
+    said = description.get("modality") or description.get("channel_names") or {}
+    texts = [said] if isinstance(said, str) else list(said.values()) if isinstance(said, dict) else list(said)
+    words = {word for text in texts for word in re.split(r"[^a-z0-9]+", str(text).lower())}
+    kinds = [kind for kind, known in MODALITY_WORDS.items() if words & known]
+    return kinds[0] if len(kinds) == 1 else "auto"
 
 
 def check_dataset(dataset_dir: str | os.PathLike) -> None:

@@ -63,7 +63,7 @@ def check_run(
             known[read_fingerprint(entry[IMAGE]).digest] = f"the support {entry[IMAGE]}"
     if not queries:
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
-    findings += check_entries(queries, names=names, known=known, num_workers=num_workers)
+    findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
@@ -100,7 +100,7 @@ def check_training(
     for folder in folders:
         check_output(folder, 0)
     good = list(images)
-    findings = check_entries(good, with_labels, num_workers=num_workers, cache_dir=cache_dir)
+    findings = check_entries(good, with_labels, num_workers=num_workers, progress=True, cache_dir=cache_dir)
     if good:  # without any, the training says what to do
         leave_out(good, findings + (_folder_findings(dataset_dir) if with_labels else []), strict)
     return good

@@ -7,6 +7,7 @@ import pytest
 from bundle.data import (
     case_name,
     check_dataset,
+    dataset_modality,
     held_out,
     label_names,
     label_values,
@@ -73,7 +74,7 @@ def test_label_names_without_a_file_or_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"labels": ["liver"]}', '{"labels": {"liver": "one"}}', "{", "[]", '{"labels": {"region": [1, 2]}}']
+    "text", ['{"labels": ["liver"]}', '{"labels": {"liver": "one"}}', "{", "[]", '{"labels": {"region": [1, "x"]}}']
 )
 def test_label_names_that_are_no_map_are_an_error(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
@@ -111,6 +112,40 @@ def test_spread_takes_middles():
     assert spread(range(9), 3) == [1, 4, 7]
     assert spread([5, 6], 4) == [5, 6]
     assert spread("abcd", 2) == ["b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"background": 0, "kidneys": [2, 3], "liver": 1}, {1: "liver", 2: "kidneys 2", 3: "kidneys 3"}),
+        (
+            {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+            {1: "whole", 2: "core", 3: "enhancing"},
+        ),
+    ],
+    ids=["two organs of one name", "nested"],
+)
+def test_regions_of_nnunet_name_their_values(tmp_path, labels, names):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert label_names(tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    ("description", "modality"),
+    [
+        ({"modality": {"0": "CT"}}, "ct"),
+        ({"modality": {"0": "MR T2-SPIR"}}, "mr"),
+        ({"channel_names": {"0": "T1", "1": "T2"}}, "mr"),
+        ({"modality": {"0": "CT and MR"}}, "auto"),
+        ({"channel_names": {"0": "noNorm"}}, "auto"),
+        ({}, "auto"),
+    ],
+    ids=str,
+)
+def test_modality_is_what_the_data_set_says(tmp_path, description, modality):
+    assert dataset_modality(tmp_path) == "auto"
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert dataset_modality(tmp_path) == modality
 
 
 def test_numbers_in_names_count_as_numbers(tmp_path):
