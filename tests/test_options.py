@@ -13,6 +13,7 @@ from bundle import FewShotSegmenter
 from bundle.ids import optional_parts, switches
 from bundle.inferers import FewShotInferer
 from bundle.options import as_arguments, check_command_line, check_options, read_config
+from bundle.transforms import BodyMaskd
 
 from .conftest import ROOT, TINY_NETWORK
 
@@ -202,7 +203,8 @@ def test_every_documented_form_of_a_switch_changes_what_is_built(key, form, tmp_
 
 def test_false_gives_the_automatic_choice_of_other_ids(tmp_path, phantom_dir):
     parser = small("inference abdomen_ct", tmp_path, phantom_dir, body_threshold=False, labels=False)
-    assert parser.get_parsed_content("steps#5").converter.threshold is None
+    body = next(step for step in parser.get_parsed_content("steps") if isinstance(step, BodyMaskd))
+    assert body.converter.threshold is None
     assert parser.get_parsed_content("inferer").labels is None
     bank = small("train", tmp_path, phantom_dir, bank_limit_gb=False, cache_dir=False).get_parsed_content("train#bank")
     assert bank.limit_gb is None
