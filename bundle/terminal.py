@@ -84,7 +84,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def is_command() -> bool:
     """Whether this program was started as ``alpnet``."""
     program = Path(sys.argv[0])
-    return program.stem == COMMAND and program.suffix != ".py"
+    return program.stem == COMMAND and program.suffix in ("", ".exe")
 
 
 def next_command(script: str, *arguments: str) -> str:
