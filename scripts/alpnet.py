@@ -83,6 +83,12 @@ def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
+def options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """Options that a command has; those of the whole parser if there is no such command."""
+    commands = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction)).choices
+    return [option for each in commands.get(command, parser)._actions for option in each.option_strings]
+
+
 def collect_ids(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
     """Write ``--id value`` and ``--id=value`` of options that are not known as ``--set=id=value``.
 
@@ -251,13 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(f"scripts.{typed[0]}").main(typed[1:], name=f"alpnet {typed[0]}")
         return
     parser = make_parser()
-    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    if typed and typed[0] in commands:
-        try:
-            typed = collect_ids(typed, [*commands[typed[0]]._option_string_actions])
-        except ValueError as error:
-            commands[typed[0]].error(str(error))
-    options = parser.parse_args(typed)
+    options = parser.parse_args(collect_ids(typed, options_of(parser, typed[0])) if typed else [])
     if options.version:
         from bundle import __version__
 
