@@ -19,11 +19,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
+from ..checks import check_geometry, check_label_values, check_volume
 from ..keys import IMAGE, LABEL
 from ..terminal import progress as show_progress
 from .cache import ArrayCache
 from .datalist import SUFFIXES, case_name, label_names
+from .grid import check_placement
+from .reader import affine_in_mm, unit_in_mm
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
@@ -146,11 +148,12 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     else:
         check_volume(array[None], path)
         values = None
-    check_geometry(image.affine, path, stored["pixdim"][1:4])
+    affine, unit = affine_in_mm(image.affine, image.header), unit_in_mm(image.header)
+    check_geometry(affine, path, stored["pixdim"][1:4] * unit)
     digest = hashlib.sha1(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are contiguous in this order
     return Fingerprint(
-        array.shape, image.affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
+        array.shape, affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
     )
 
 
@@ -165,27 +168,9 @@ def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
-    check_same_grid(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
+    check_placement(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
     if not found.values:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
-
-
-def check_same_grid(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    image_shape: Sequence[int],
-    image_affine: np.ndarray,
-    name: str,
-    image_name: str,
-) -> None:
-    """Raise ``ValueError`` unless a label lies on the voxels of its image, whatever the order of its axes."""
-    turned, distance_mm = grid_difference(shape, affine, image_shape, image_affine)
-    check_same_shape(turned, image_shape, name, image_name)
-    if distance_mm > nib.affines.voxel_sizes(image_affine).max() / 2:
-        raise ValueError(
-            f"{name}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image_name)}; "
-            "repair its header"
-        )
 
 
 def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Finding]:
@@ -201,24 +186,6 @@ def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Find
             "add them there or correct the label"
         )
     ]
-
-
-def grid_difference(
-    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
-) -> tuple[tuple[int, ...], float]:
-    """How a grid lies to another, whatever the order and direction of its axes.
-
-    Returns:
-        Its shape with its axes in the other's order, and how far a corner lies from the other's, in mm; 0 where the
-        shapes differ.
-    """
-    turn = nib.io_orientation(np.linalg.inv(other_affine) @ affine)  # to each other: oblique scans have no clear codes
-    turned = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
-    if turned != tuple(other_shape):
-        return turned, 0.0
-    away = affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape)) - other_affine
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in turned])).reshape(3, -1)
-    return turned, float(np.linalg.norm(away[:3, :3] @ corners + away[:3, 3:], axis=0).max())
 
 
 def check_entries(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..atomic import replacing
 from ..keys import IMAGE, LABEL
-from .datalist import label_names
+from .datalist import check_dataset, label_names
 from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
 from .support import VALUES, resolve_support
 
@@ -49,6 +49,8 @@ def check_run(
     """
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
+    if dataset_dir is not None and not (support and queries):
+        check_dataset(dataset_dir)
     names = label_names(dataset_dir) if dataset_dir is not None else {}
     known, findings = {}, []
     evaluates = any(query.get(LABEL) is not None for query in queries)

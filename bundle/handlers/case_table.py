@@ -112,7 +112,9 @@ class CaseTable:
         pattern = f"{self.output_dir}/CASE/CASE_"
         notes.append(f"results  {pattern}{self.postfix}.nii.gz, table {self.output_dir}/cases.csv")
         if any((self.output_dir / name / f"{name}_overlay.png").is_file() for name in found):
-            notes.append(f"pictures {pattern}overlay.png; one page of all: {next_command('report', str(self.output_dir))}")
+            notes.append(
+                f"pictures {pattern}overlay.png; one page of all: {next_command('report', str(self.output_dir))}"
+            )
         before = len(self.finished.cases)
         if before and not self.seconds:
             notes.append(f"all {before} cases were finished before: nothing to do; --resume False makes them anew")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import check_geometry, check_volume
+from ..grid import fits, paste, place_label
 from .formats import has_no_orientation, read_layers, read_volume
-from .grid import fits, paste, place_label
 from .look import WHOLE_TOLERANCE
 from .read import read_dicom, read_png_masks
 from .recipe import Recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..grid import fits, place_label
 from .formats import Segment, read_layers, read_segments
-from .grid import fits, place_label
 from .read import read_dicom
 
 WHOLE_TOLERANCE = 0.01  # by which a label value may differ from a whole number: scaled labels are saved so

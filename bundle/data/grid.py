@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 
-from ..fingerprint import grid_difference
+from ..checks import check_same_shape
 
 CROP_TOLERANCE = 0.1  # of a voxel, by which a part of a grid may lie beside its voxels
 
@@ -28,6 +29,24 @@ class Placement:
     shape: tuple[int, ...]
     start: tuple[int, int, int]
     distance_mm: float
+
+
+def grid_difference(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
+) -> tuple[tuple[int, ...], float]:
+    """How a grid lies to another, whatever the order and direction of its axes.
+
+    Returns:
+        Its shape with its axes in the other's order, and how far a corner lies from the other's, in mm; 0 where the
+        shapes differ.
+    """
+    turn = nib.io_orientation(np.linalg.inv(other_affine) @ affine)  # to each other: oblique scans have no clear codes
+    turned = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
+    if turned != tuple(other_shape):
+        return turned, 0.0
+    away = affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape)) - other_affine
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in turned])).reshape(3, -1)
+    return turned, float(np.linalg.norm(away[:3, :3] @ corners + away[:3, 3:], axis=0).max())
 
 
 def place_label(
@@ -81,3 +100,28 @@ def paste(array: np.ndarray, placement: Placement, image_shape: Sequence[int]) -
     out = np.zeros(tuple(image_shape), array.dtype)
     out[tuple(slice(max(0, s), max(0, s) + n) for s, n in zip(start, part.shape))] = part
     return out
+
+
+def check_placement(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    image_shape: Sequence[int],
+    image_affine: np.ndarray,
+    name: str,
+    image_name: str,
+) -> Placement:
+    """Place a label, see :func:`place_label`.
+
+    One of another shape that begins at the image's first voxel is refused: a header that was left as it was looks so.
+
+    Raises:
+        ValueError: naming both files, for another grid, or one that lies beside the image.
+    """
+    placement = place_label(shape, affine, image_shape, image_affine)
+    if placement is None or (placement.shape != tuple(image_shape) and not any(placement.start)):
+        turned, _ = grid_difference(shape, affine, image_shape, image_affine)
+        check_same_shape(turned, image_shape, name, image_name)
+    if placement is None or not fits(placement, image_affine):
+        away = f"up to {placement.distance_mm:.1f} mm " if placement is not None else ""
+        raise ValueError(f"{name}: lies {away}beside its image {os.path.basename(image_name)}; repair its header")
+    return placement
