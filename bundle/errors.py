@@ -79,7 +79,7 @@ def explain_errors(output_dir: str | os.PathLike | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*NvImgCodecPydicomReader")
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not _speaks():
+        if isinstance(error, BrokenPipeError) or not _speaks():  # who reads has enough, as `head` has
             return
         shows = os.environ.get(SHOW_TRACEBACK, "0") not in ("", "0")
         if shows:

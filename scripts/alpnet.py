@@ -50,8 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     segment = _add(commands, "segment", "segment scans by one or several labelled scans")
     segment.add_argument("scans", nargs="+", metavar="SCAN", help="NIfTI files, or folders of them, or a data set")
     segment.add_argument(
-        "--support", nargs=2, action="append", default=[], metavar=("IMAGE", "LABEL"), help="a labelled scan; repeat it "
-        "for several. Without it, the labelled scans of the data set",
+        "--support", nargs=2, action="append", default=[], metavar=("IMAGE", "LABEL"), help="a labelled scan; repeat "
+        "it for several. Without it, the labelled scans of the data set",
     )  # fmt: skip
     segment.add_argument("--labels", help="names or values to segment, such as liver,spleen or 1,4; by default all")
 
@@ -130,15 +130,16 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
     made: dict[str, Any] = {"bundle_root": str(ROOT), "output_dir": options.output}
     if options.device is not None:
         made["device"] = options.device
-    made |= {"segment": _segment, "train": _train, "evaluate": _evaluate}[options.command](options)
-    if getattr(options, "weights", None) is not None:
-        made["ckpt_path"] = options.weights
+    given = {}
     for item in options.set:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ValueError(f"--set {item}: write --set ID=VALUE")
-        made[name.replace("::", "#")] = to_value(value)
-    return made
+        given[name.replace("::", "#")] = to_value(value)
+    made |= {"segment": _segment, "train": _train, "evaluate": _evaluate}[options.command](options)
+    if getattr(options, "weights", None) is not None:
+        made["ckpt_path"] = options.weights
+    return made | given
 
 
 def _segment(options: argparse.Namespace) -> dict[str, Any]:
@@ -266,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
     else:
         warnings.filterwarnings("ignore")  # of packages, about themselves; what concerns a user is logged
-        run(options.command, config_files(options.command, options.config), overrides_of(options))
+        files, overrides = config_files(options.command, options.config), overrides_of(options)
+        from bundle.options import check_options
+
+        check_options(files, overrides)
+        run(options.command, files, overrides)
 
 
 if __name__ == "__main__":

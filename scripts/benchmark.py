@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
-
 from bundle.atomic import replacing, write_text
 from bundle.errors import explain
 from bundle.ids import suggest
 
+from .command import command
 from .on_demand import OnDemand
 from .speed import speed
 from .volumes import volumes
@@ -281,11 +280,8 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
-        fire.Fire(commands, name="scripts.benchmark")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        sys.exit(f"benchmark: {error}")
+    commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
+    command(commands, "scripts.benchmark")
 
 
 if __name__ == "__main__":

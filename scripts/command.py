@@ -21,7 +21,12 @@ class _Call:
         self._function = function
 
 
-def command(component: Callable | Mapping[str, Callable], name: str, arguments: Sequence[str] | None = None) -> None:
+def command(
+    component: Callable | Mapping[str, Callable],
+    name: str,
+    arguments: Sequence[str] | None = None,
+    finish: Callable[[Any], Any] | None = None,
+) -> None:
     """Run one function, or one of several by its name, and print what it returns.
 
     Fire calls a function first and looks at what is left of the command line afterwards. Here the function runs when
@@ -31,26 +36,34 @@ def command(component: Callable | Mapping[str, Callable], name: str, arguments: 
         component: the function, or functions by name. Docstrings are the help.
         name: what the user typed before the arguments, as in ``scripts.check``.
         arguments: the command line; by default that of this program.
+        finish: turns what the function returns into what is printed.
     """
     explain_errors()
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(component, Mapping):
         deferred: Any = {key: _defer(function) for key, function in component.items()}
         if not typed or typed[0] not in (*component, "--help", "-h", "--"):
-            _refuse(f"{typed[0]}: no such command" if typed else "no command", name, f"{name}: {', '.join(component)}")
+            _refuse(f"{typed[0]}: no such command" if typed else "no command", name, ", ".join(component))
     else:
         deferred = _defer(component)
+    if {"-h", "--help"} & set(typed):  # which a function that takes any option would take for one
+        typed = [word for word in typed[:1] if isinstance(component, Mapping) and word in component] + ["--", "--help"]
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):
             call = fire.Fire(deferred, command=typed, name=name, serialize=lambda _: None)
     except fire.core.FireExit as stop:
-        if not stop.code:
-            print(said.getvalue().strip())
-            sys.exit(0)
-        errors = [line for line in said.getvalue().splitlines() if line.startswith("ERROR: ")]
+        call = None
+        failed = bool(stop.code)
+    text = said.getvalue().strip().replace(f"'{name}'", name)  # Fire quotes a name of two words
+    if call is None and failed:
+        errors = [line for line in text.splitlines() if line.startswith("ERROR: ")]
         _refuse(errors[0][len("ERROR: ") :] if errors else "wrong usage", name)
+    if call is None:
+        print(text.partition("\n\n")[2] if text.startswith("INFO: ") else text)
+        return
     result = call._function()
+    result = finish(result) if finish is not None else result
     if result is not None:
         print(result)
 

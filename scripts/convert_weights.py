@@ -6,12 +6,10 @@ Usage: python -m scripts.convert_weights {official,torchvision,efficientnet_lite
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-import fire
-
+from .command import command
 from .on_demand import OnDemand
 
 published = OnDemand("bundle.networks.weights")
@@ -78,10 +76,8 @@ def efficientnet_lite(
     return Conversion(weights, str(dst))
 
 
-def _write(result: Any) -> Any:
-    """Save a conversion and say in one line what it is; pass anything else on to Fire."""
-    if not isinstance(result, Conversion):
-        return result
+def _write(result: Conversion) -> str:
+    """Save a conversion and say in one line what it is."""
     weights = result.weights
     published.save_state_dict(weights.state_dict, result.dst)
     size = sum(value.numel() * value.element_size() for value in weights.state_dict.values()) / 1e6
@@ -93,12 +89,7 @@ def _write(result: Any) -> Any:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     commands = {"official": official, "torchvision": torchvision, "efficientnet_lite": efficientnet_lite}
-    try:
-        # Fire calls a command before it looks at options left over, but `serialize` only if none is: so a misspelt
-        # option writes nothing.
-        fire.Fire(commands, name="scripts.convert_weights", serialize=_write)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"convert_weights: {error}")
+    command(commands, "scripts.convert_weights", finish=_write)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
+from .command import command
 
 NAME = "fewshot_alpnet_segmentation"
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,10 +155,7 @@ def _size(folder: Path) -> float:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire({"zoo": zoo, "monailabel": monailabel}, name="scripts.export")
-    except (ValueError, OSError) as error:
-        sys.exit(f"export: {error}")
+    command({"zoo": zoo, "monailabel": monailabel}, "scripts.export")
 
 
 if __name__ == "__main__":

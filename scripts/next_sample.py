@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
-import fire
-
+from .command import command
 from .on_demand import OnDemand
 
 store = OnDemand("bundle.data.datastore")
@@ -35,10 +31,7 @@ def next_sample(studies: str) -> str:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire(next_sample, name="scripts.next_sample")
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        sys.exit(f"next_sample: {error}")
+    command(next_sample, "scripts.next_sample")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fire
-
 from bundle.ids import MEANINGS, SEP, suggest, switches, walk
+
+from .command import command
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {"inference": ("inference",), "train": ("train",), "evaluate": ("inference", "evaluate")}
@@ -176,10 +175,7 @@ def docstrings() -> dict[str, str]:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire(options, name="scripts.options")
-    except ValueError as error:
-        sys.exit(f"options: {error}")
+    command(options, "scripts.options")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fire
-
-from bundle.errors import root_cause
-
+from .command import command
 from .on_demand import OnDemand
 
 if TYPE_CHECKING:
@@ -374,15 +370,7 @@ def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    commands = {f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}
-    try:
-        typed = sys.argv[1:]
-        if {"-h", "--help"} & set(typed):  # which commands that take any id would take for one
-            typed = [word for word in typed[:1] if word in commands] + ["--", "--help"]
-        fire.Fire(commands, command=typed, name="scripts.preview", serialize=str)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        text = root_cause(error)
-        sys.exit(f"preview: {' '.join(str(text.args[0] if text.args and len(text.args) == 1 else text).split())}")
+    command({f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}, "scripts.preview")
 
 
 if __name__ == "__main__":

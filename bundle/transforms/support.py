@@ -243,9 +243,9 @@ class AnswerQualityd(MapTransform):
     """Adds to the ``result`` of a MONAI Label request what the label map holds and how far it can be trusted.
 
     ``label_values`` has the name and value of each label that was looked for, ``label_names`` those that were found, in
-    ascending order, for clients that name segments by their position. The rest is what :class:`CaseQuality` writes on the command line: ``support_similarity``, ``reverse_dice`` of each label,
-    by which the next samples are ranked, and a ``warning`` if it is low, which is logged too; see
-    :func:`describe_quality`.
+    ascending order, for clients that name segments by their position. The rest is what :class:`CaseQuality` writes on
+    the command line: ``support_similarity``, ``reverse_dice`` of each label, by which the next samples are ranked, and
+    a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
 
     Args:
         keys: key of the label map, with the meta data that :class:`FewShotInferer` writes.

@@ -22,7 +22,7 @@ NAME = "fewshot_alpnet_segmentation"
 
 
 def make_app(python: Path, app: Path, weights: Path, settings: dict | None = None, labels: str | None = None) -> Path:
-    """MONAI Label's generic app with a copy of the bundle that offers ``labels``; ``settings`` are ids of train.json."""
+    """MONAI Label's generic app with a copy of the bundle, with ``labels`` on offer and ``settings`` of train.json."""
     shutil.copytree(python.parent.parent / "apps" / "monaibundle", app)
     export = [str(python), "-m", "scripts.export", "monailabel", str(app), "--weights", str(weights)]
     subprocess.run([*export, *(["--labels", labels] if labels else [])], cwd=ROOT, check=True)

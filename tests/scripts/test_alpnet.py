@@ -194,11 +194,22 @@ def test_a_run_from_another_directory(tmp_path, image, label, phantom_dir, tiny_
 @pytest.mark.slow
 def test_the_wheel_works_beside_other_packages_of_the_same_names(tmp_path, image, label, phantom_dir):
     source = tmp_path / "source"
-    for part in ("bundle", "configs", "models", "scripts", "LICENSE", "README.md", "pyproject.toml", "docs/data_license.txt"):
+    for part in (
+        "bundle",
+        "configs",
+        "models",
+        "scripts",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "docs/data_license.txt",
+    ):
         target = source / part
         target.parent.mkdir(parents=True, exist_ok=True)
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / part, target, ignore=ignored) if (ROOT / part).is_dir() else shutil.copy(ROOT / part, target)
+        shutil.copytree(ROOT / part, target, ignore=ignored) if (ROOT / part).is_dir() else shutil.copy(
+            ROOT / part, target
+        )
     pip = [sys.executable, "-m", "pip", "-q"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), "."]
     built = subprocess.run(build, cwd=source, capture_output=True, text=True)

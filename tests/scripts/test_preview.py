@@ -76,4 +76,4 @@ def test_command_line_ends_with_one_line_and_a_status():
     command = [sys.executable, "-m", "scripts.preview", "overlay", "--dataset_dir", "/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "preview: /nowhere: no such data set; check dataset_dir"
+    assert done.stderr.strip().splitlines()[-1] == "error: /nowhere: no such data set; check dataset_dir"
