@@ -58,7 +58,9 @@ PLAIN = np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 3], [0, 0, 4, -9], [0, 0, 0, 1]
 @pytest.mark.parametrize("sform", [TILTED, PLAIN], ids=["sheared", "as the qform"])
 def test_a_result_has_the_geometry_of_its_query_in_every_reader(tmp_path, codes, unit, sform):
     sitk = pytest.importorskip("SimpleITK")
-    scan = nib.Nifti1Image(np.random.rand(6, 5, 4).astype(np.float32), None, make_header(sform, PLAIN, codes, unit))
+    scan = nib.Nifti1Image(
+        np.random.default_rng(0).random((6, 5, 4), np.float32), None, make_header(sform, PLAIN, codes, unit)
+    )
     nib.save(scan, tmp_path / "a.nii.gz")
     image = LoadImage(reader="bundle.data.NiftiReader", ensure_channel_first=True)(tmp_path / "a.nii.gz")
     SaveImage(tmp_path, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(
