@@ -207,8 +207,10 @@ def test_the_wheel_works_beside_other_packages_of_the_same_names(tmp_path, image
         target = source / part
         target.parent.mkdir(parents=True, exist_ok=True)
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / part, target, ignore=ignored) if (ROOT / part).is_dir() else shutil.copy(
-            ROOT / part, target
+        (
+            shutil.copytree(ROOT / part, target, ignore=ignored)
+            if (ROOT / part).is_dir()
+            else shutil.copy(ROOT / part, target)
         )
     pip = [sys.executable, "-m", "pip", "-q"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), "."]
