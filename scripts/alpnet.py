@@ -32,9 +32,8 @@ An error is one line; with ALPNET_TRACEBACK=1 in the environment it comes with i
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(*args, allow_abbrev=False, formatter_class=layout, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """End with the status of wrong usage."""

@@ -17,12 +17,14 @@ from bundle.errors import explain_errors
 class _Call:
     """A function with its arguments, which Fire cannot look into."""
 
+    __slots__ = ("_function",)
+
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
 
 
 def command(
-    component: Callable | Mapping[str, Callable],
+    component: Callable | Mapping[str, Any],
     name: str,
     arguments: Sequence[str] | None = None,
     finish: Callable[[Any], Any] | None = None,
