@@ -90,9 +90,8 @@ class TrainingLog:
         weights = self.final
         if validation.best_metric_epoch > 0:
             weights = self.best
-            lines[
-                0
-            ] += f"; best validation Dice {100 * validation.best_metric:.1f} % (epoch {validation.best_metric_epoch})"
+            best = f"{100 * validation.best_metric:.1f} % (epoch {validation.best_metric_epoch})"
+            lines[0] += f"; best validation Dice {best}"
             lines.append(f"weights  {self.best} (best epoch)")
         lines.append(f"weights  {self.final} (last epoch)")
         lines.append(f"next     {self._next(str(weights))}")
