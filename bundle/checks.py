@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+LABEL_TOLERANCE = 0.01  # by which a label value may miss a whole number
+
 
 def check_volume(image: torch.Tensor | np.ndarray, name: str) -> None:
     """Raise unless ``image`` is a finite, non-constant volume ``(C, H, W, D)``.
@@ -68,19 +70,22 @@ def check_same_shape(label_shape: Sequence[int], image_shape: Sequence[int], nam
 
 
 def check_label_values(label: torch.Tensor | np.ndarray, name: str) -> list[int]:
-    """Raise ``ValueError`` unless every voxel is a whole number from 0; return the values besides 0, ascending."""
+    """Raise ``ValueError`` unless every voxel is a whole number from 0; return the values besides 0, ascending.
+
+    Tools that scale or resample labels leave 0.99998 for 1: within ``LABEL_TOLERANCE`` of a whole number counts as it.
+    """
     values = np.asarray(torch.as_tensor(label).cpu() if isinstance(label, torch.Tensor) else label)
-    if np.isfinite(values).all() and values.min() >= 0 and values.max() < 2**16:
-        whole = values.astype(np.int64)
-        if (whole == values).all():  # counting is many times faster than sorting, which np.unique does
+    if np.isfinite(values).all() and values.min() >= -LABEL_TOLERANCE and values.max() < 2**16:
+        whole = np.rint(values).astype(np.int64)
+        if (np.abs(whole - values) <= LABEL_TOLERANCE).all():  # counting is much faster than sorting, as np.unique does
             return [int(v) for v in np.flatnonzero(np.bincount(whole.ravel())) if v > 0]
     found = [float(v) for v in np.unique(values)]
-    odd = [v for v in found if not v.is_integer() or v < 0]
+    odd = [v for v in found if not np.isfinite(v) or abs(v - round(v)) > LABEL_TOLERANCE or round(v) < 0]
     if odd:
         raise ValueError(
             f"{name}: label values must be whole numbers from 0, got {odd[:5]}; save a label map, no probabilities"
         )
-    return [int(v) for v in found if v > 0]
+    return sorted({round(v) for v in found} - {0})
 
 
 def check_geometry(

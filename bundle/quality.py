@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from .keys import MODALITY
+
 
 def label_name(value: int, names: Mapping[int, str]) -> str:
     """Name of a label value."""
@@ -27,8 +29,8 @@ def describe_quality(
         warn_similarity_below: ``support_similarity`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"support_similarity": …, "rotated_degrees": …, "atlas_fallback": [name, …], "reverse_dice": {name: …},
-        "warning": text}``, without what was not measured or is fine.
+        ``{"modality": "ct" or "mr", "support_similarity": …, "rotated_degrees": …, "atlas_fallback": [name, …],
+        "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -40,6 +42,15 @@ def describe_quality(
             warnings.append(
                 f"the support looks unlike this scan, similarity {found['support_similarity']:.2f} below "
                 f"{warn_similarity_below}"
+            )
+    modality, theirs = _first(prediction.meta.get(MODALITY)), _listed(prediction.meta.get("support_modality"))
+    if modality:
+        found[MODALITY] = modality
+        others = sorted({other for other in theirs if other and other != modality})
+        if others:
+            warnings.append(
+                f"taken for {modality.upper()}, but the support for {' and '.join(other.upper() for other in others)}; "
+                "if one is wrong, say --modality ct or mr"
             )
     turn = int(torch.as_tensor(prediction.meta.get("support_rotation", 0)).flatten()[0])
     if turn:
@@ -64,3 +75,15 @@ def describe_quality(
     if warnings:
         found["warning"] = "; ".join(warnings)
     return found
+
+
+def _listed(value: Any) -> list[str]:
+    """Words of a list that collating may have wrapped in others."""
+    if isinstance(value, str):
+        return [value]
+    return [word for item in value or () for word in _listed(item)]
+
+
+def _first(value: Any) -> str | None:
+    """A word, or the one in the list that collating made of it."""
+    return next(iter(_listed(value)), None)

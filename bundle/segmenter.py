@@ -15,10 +15,11 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 from torch import Tensor
 
 from .checks import check_geometry, check_label_values
-from .data.fingerprint import check_same_grid, read_fingerprint
+from .data.fingerprint import read_fingerprint
 from .data.support import SLICES, VALUES, SupportScan, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
+from .options import read_config
 
 Scan: TypeAlias = str | os.PathLike | np.ndarray | Tensor
 
@@ -84,23 +85,17 @@ class FewShotSegmenter:
             path: the bundle's folder.
             config: its inference config, or that and overlays such as ``configs/abdomen_ct.json``.
             **overrides: ids of the config, as on the command line: ``ckpt_path="model.pt"``, ``device="cpu"``,
-                ``labels=[1, 2]``, ``**{"registration#reach": 2}``.
+                ``labels=["liver", 2]`` (names need ``label_names={1: "liver"}`` or a ``dataset_dir`` whose
+                ``dataset.json`` has them), ``registration=False`` to switch a part off,
+                ``**{"registration#reach": 2}``.
 
         Raises:
             FileNotFoundError: without the config or the weights.
-            ValueError: for an id that the config does not have, or weights that do not fit the network.
+            ValueError: for an id that the config does not have, a label of unknown name, or weights that do not fit the
+                network.
         """
         files = [Path(path) / name for name in ([config] if isinstance(config, str) else config)]
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]}: no such config; path must be the bundle's folder")
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        for key, value in {"bundle_root": str(path), **overrides}.items():
-            if key not in parser:
-                raise ValueError(f"{key}: {files[0].name} has no such id; see {sorted(parser.get())}")
-            parser[key] = value
-        return cls(parser)
+        return cls(read_config(files, {"bundle_root": str(path), **overrides}))
 
     def set_support(
         self,
@@ -210,9 +205,6 @@ class FewShotSegmenter:
         scan = self._read(image, names[IMAGE], affine, spacing)
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
-        check_same_grid(
-            marks.shape[1:], marks.affine.numpy(), scan.shape[1:], scan.affine.numpy(), names[LABEL], names[IMAGE]
-        )
         return load_support(
             {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}), self.inferer.labels
         )

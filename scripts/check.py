@@ -6,15 +6,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fire
-from nibabel import aff2axcodes
 
-from bundle.data.datalist import label_names, make_datalist
-from bundle.data.fingerprint import FOLDERS, check_entries, check_folder, read_fingerprint
-from bundle.data.preflight import leave_out
 from bundle.keys import IMAGE, LABEL
+
+if TYPE_CHECKING:  # what takes seconds to import is imported where it is used: --help answers at once
+    from bundle.data.fingerprint import Finding
 
 
 def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None) -> None:
@@ -27,6 +26,10 @@ def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None
         strict: end with an error if anything is wrong; otherwise only if no scan is usable.
         num_workers: scans at a time.
     """
+    from bundle.data.datalist import label_names, make_datalist
+    from bundle.data.fingerprint import FOLDERS, check_entries, check_folder
+    from bundle.data.preflight import leave_out
+
     try:
         root = Path(str(dataset_dir))
         if not root.is_dir():
@@ -34,10 +37,11 @@ def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None
         folders = [(images, labels) for images, labels in FOLDERS.items() if (root / images).is_dir()]
         scans = [scan for images, labels in folders or [("", "labels")] for scan in make_datalist(root, images, labels)]
         if not scans:
-            raise ValueError(f"{root}: no scans; put NIfTI files into imagesTr, or use `python -m scripts.prepare`")
+            raise ValueError(f"{root}: no scans; {_remedy(root)}")
         names = label_names(root)
         total = len(scans)
         findings = check_entries(scans, names=names, num_workers=num_workers, progress=True) + check_folder(root)
+        findings += [] if folders else _labels_among(scans, root)
         leave_out(scans, findings, strict, print)
         print(f"{root}: {total} scans, {len(scans)} usable, {len(findings)} findings")
         print("\n".join(summary(scans, names)))
@@ -45,8 +49,34 @@ def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None
         sys.exit(f"check: {' '.join(str(error).split())}")
 
 
+def _remedy(root: Path) -> str:
+    """What to do about a folder without scans in its layout."""
+    from bundle.data.fingerprint import prepare_command
+    from bundle.data.prepare import holds_scans
+
+    remedy = "put NIfTI files into imagesTr"
+    return f"{remedy}, or use `{prepare_command(root)}`" if holds_scans(root) else remedy
+
+
+def _labels_among(scans: Sequence[dict[str, Any]], root: Path) -> list[Finding]:
+    """Labels that lie beside the scans of a folder without a layout, where they would be taken for scans."""
+    from bundle.data.fingerprint import Finding, prepare_command
+    from bundle.data.prepare import is_label_name
+
+    remedy = f"use `{prepare_command(root)}`"
+    return [
+        Finding(f"{scan[IMAGE]}: is a label by its name, but lies among the scans; {remedy}", index)
+        for index, scan in enumerate(scans)
+        if is_label_name(Path(scan[IMAGE]).name)
+    ]
+
+
 def summary(scans: Sequence[dict[str, Any]], names: dict[int, str]) -> list[str]:
     """Lines about what the scans have in common and where they differ."""
+    from nibabel import aff2axcodes
+
+    from bundle.data.fingerprint import read_fingerprint
+
     found = [read_fingerprint(scan[IMAGE]) for scan in scans]
     lines = [
         f"shape: {' x '.join(_range([f.shape[axis] for f in found]) for axis in range(3))}",

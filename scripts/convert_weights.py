@@ -12,14 +12,9 @@ from typing import Any
 
 import fire
 
-from bundle.networks.weights import (
-    ConvertedWeights,
-    convert_efficientnet_lite,
-    convert_official,
-    convert_torchvision,
-    read_state_dict,
-    save_state_dict,
-)
+from .on_demand import OnDemand
+
+published = OnDemand("bundle.networks.weights")
 
 
 @dataclass
@@ -31,7 +26,7 @@ class Conversion:
         dst: the file to write.
     """
 
-    weights: ConvertedWeights
+    weights: Any
     dst: str
 
 
@@ -42,7 +37,7 @@ def official(src: str, dst: str) -> Conversion:
         src: the checkpoint, a state dict with keys encoder.backbone.* and encoder.localconv.weight.
         dst: the file to write, for example models/model.pt.
     """
-    return Conversion(convert_official(read_state_dict(str(src))), str(dst))
+    return Conversion(published.convert_official(published.read_state_dict(str(src))), str(dst))
 
 
 def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: int = 0) -> Conversion:
@@ -54,7 +49,9 @@ def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: 
         embedding_channels: channels of the closing 1x1 convolution, made at random; None for none.
         seed: seed of that convolution.
     """
-    return Conversion(convert_torchvision(read_state_dict(str(src)), embedding_channels, seed), str(dst))
+    return Conversion(
+        published.convert_torchvision(published.read_state_dict(str(src)), embedding_channels, seed), str(dst)
+    )
 
 
 def efficientnet_lite(
@@ -75,7 +72,9 @@ def efficientnet_lite(
         seed: seed of that convolution.
         taps: blocks whose outputs make the features, such as [5,11]; takes the place of that convolution.
     """
-    weights = convert_efficientnet_lite(read_state_dict(str(src)), num_blocks, embedding_channels, seed, taps)
+    weights = published.convert_efficientnet_lite(
+        published.read_state_dict(str(src)), num_blocks, embedding_channels, seed, taps
+    )
     return Conversion(weights, str(dst))
 
 
@@ -84,7 +83,7 @@ def _write(result: Any) -> Any:
     if not isinstance(result, Conversion):
         return result
     weights = result.weights
-    save_state_dict(weights.state_dict, result.dst)
+    published.save_state_dict(weights.state_dict, result.dst)
     size = sum(value.numel() * value.element_size() for value in weights.state_dict.values()) / 1e6
     encoder = json.dumps({"_target_": f"bundle.networks.{weights.encoder}", **weights.arguments})
     line = f"wrote {result.dst}: {len(weights.state_dict)} tensors, {size:.1f} MB, for the encoder {encoder}"

@@ -7,7 +7,9 @@ import sys
 
 import fire
 
-from bundle.data.datastore import Datastore
+from .on_demand import OnDemand
+
+store = OnDemand("bundle.data.datastore")
 
 
 def next_sample(studies: str) -> str:
@@ -20,7 +22,7 @@ def next_sample(studies: str) -> str:
     Args:
         studies: the studies folder.
     """
-    datastore = Datastore(studies)
+    datastore = store.Datastore(studies)
     found = {key: datastore.reverse_dice(key) for key in datastore.unlabelled()}
     means = {key: sum(each.values()) / len(each) if each else -1.0 for key, each in found.items()}
     lines = []

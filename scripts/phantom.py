@@ -7,7 +7,9 @@ from typing import Literal
 
 import fire
 
-from bundle.data.phantom import write_phantom
+from .on_demand import OnDemand
+
+generated = OnDemand("bundle.data.phantom")
 
 
 def phantom(
@@ -23,7 +25,7 @@ def phantom(
         num_test: further scans in imagesTs and labelsTs.
     """
     try:
-        root = write_phantom(dst, num_subjects, seed, modality, num_test)
+        root = generated.write_phantom(dst, num_subjects, seed, modality, num_test)
     except (TypeError, ValueError, OSError) as error:
         sys.exit(f"phantom: {error}")
     print(f"{num_subjects} + {num_test} {modality} scans in {root}")

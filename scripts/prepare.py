@@ -8,8 +8,6 @@ from typing import Any
 
 import fire
 
-from bundle.data.prepare import Options, Recipe, format_summary, make_recipe, prepare_dataset
-
 Triple = tuple[float, float, float]
 
 
@@ -20,10 +18,10 @@ class Preparation:
     kind: str
     src: str
     dst: str
-    recipe: Recipe
+    recipe: dict[str, Any]
     num_workers: int | None
     strict: bool
-    options: Options = field(default_factory=Options)
+    options: dict[str, Any] = field(default_factory=dict)
     label_names: dict[int, str] | None = None
 
 
@@ -52,8 +50,8 @@ def chaos(
         num_workers: cases at a time.
         strict: end with an error if any case is skipped.
     """
-    recipe = make_recipe("chaos", spacing_mm=spacing, size=size, clip_percent=clip_percent, need_label=need_label)
-    return Preparation("chaos", src, dst, recipe, num_workers, strict, Options(mask_order=mask_order))
+    recipe = dict(spacing_mm=spacing, size=size, clip_percent=clip_percent, need_label=need_label)
+    return Preparation("chaos", src, dst, recipe, num_workers, strict, {"mask_order": mask_order})
 
 
 def sabs(
@@ -81,7 +79,7 @@ def sabs(
         strict: end with an error if any case is skipped.
     """
     changes = {"window": window, "trim_px": trim_px, "spacing_factor": spacing_factor, "size": size}
-    recipe = make_recipe("sabs", need_label=need_label, **changes)
+    recipe = dict(need_label=need_label, **changes)
     return Preparation("sabs", src, dst, recipe, num_workers, strict)
 
 
@@ -109,7 +107,7 @@ def mscmr(
         num_workers: cases at a time.
         strict: end with an error if any case is skipped.
     """
-    recipe = make_recipe("mscmr", spacing_mm=spacing, size=size, clip_percent=clip_percent, need_label=need_label)
+    recipe = dict(spacing_mm=spacing, size=size, clip_percent=clip_percent, need_label=need_label)
     return Preparation("mscmr", src, dst, recipe, num_workers, strict)
 
 
@@ -122,17 +120,21 @@ def folder(
     clip_percent: float | None = None,
     modality: str | None = None,
     label_names: dict[int, str] | None = None,
+    image: str | None = None,
+    label: str | None = None,
     channel: int | None = None,
     need_label: bool = False,
     ignore_label_geometry: bool = False,
     num_workers: int | None = None,
     strict: bool = False,
 ) -> Preparation:
-    """Prepare any folder of NIfTI files or DICOM series; voxels stay as they are unless you ask for a change.
+    """Prepare any folder of scans or DICOM series; voxels stay as they are unless you ask for a change.
 
-    Labels are found by their names (a.nii.gz and a_label.nii.gz or a_seg.nii.gz, img1 and label1) or in a folder of
-    their own (labels, masks, ...). A MONAI Label studies folder, an nnU-Net folder and a Medical Segmentation
-    Decathlon folder are recognized.
+    Read are NIfTI, FreeSurfer's .mgz, Analyze, and with SimpleITK .nrrd, .mha and .mhd. Labels are found by their names
+    (a.nii.gz and a_label.nii.gz or a_seg.nii.gz, img1 and label1), in a folder of their own (labels, masks, ...), or by
+    their voxels; several masks of a scan, as TotalSegmentator writes them, become one label map. Folders of nnU-Net,
+    the Medical Segmentation Decathlon, MONAI Label, BIDS, FreeSurfer and BraTS are understood. The end says which label
+    went to which scan, what was left aside and why, and what to type next.
 
     Args:
         src: the folder.
@@ -143,6 +145,8 @@ def folder(
         clip_percent: share in percent of the brightest voxels to clip.
         modality: CT or MR, if the guess is wrong.
         label_names: names of label values, for example "{1: 'liver', 2: 'spleen'}".
+        image: where a patient has several images, take those with this word in their names, for example t2.
+        label: where a scan has several labels, take those with this word in their names, for example manual.
         channel: which volume of 4D files, counted from 0.
         need_label: leave scans without a label out.
         ignore_label_geometry: take a label's voxels as they lie, whatever its header says.
@@ -150,9 +154,10 @@ def folder(
         strict: end with an error if any case is skipped.
     """
     changes = {"spacing_mm": spacing, "size": size, "window": window, "clip_percent": clip_percent}
-    recipe = make_recipe("folder", modality=modality, need_label=need_label, **changes)
+    recipe = dict(modality=modality, need_label=need_label, **changes)
     names = None if label_names is None else _names(label_names)
-    options = Options(channel=channel, ignore_label_geometry=ignore_label_geometry)
+    options: dict[str, Any] = {"channel": channel, "ignore_label_geometry": ignore_label_geometry}
+    options |= {key: None if word is None else str(word) for key, word in (("image", image), ("label", label))}
     return Preparation("folder", src, dst, recipe, num_workers, strict, options, names)
 
 
@@ -166,12 +171,15 @@ def _run(result: Any) -> Any:
     """Prepare the data set and say what became of it; pass anything else on to Fire."""
     if not isinstance(result, Preparation):
         return result
+    # imported here, since it takes seconds and --help shall answer at once
+    from bundle.data.prepare import Options, format_summary, make_recipe, prepare_dataset
+
     summary = prepare_dataset(
         result.kind,
         str(result.src),
         str(result.dst),
-        result.recipe,
-        result.options,
+        make_recipe(result.kind, **result.recipe),
+        Options(**result.options),
         result.label_names,
         result.num_workers,
     )

@@ -8,13 +8,14 @@ import warnings
 from pathlib import Path
 
 import fire
-from monai.utils import optional_import
 
 from bundle.atomic import write_text
-from bundle.handlers.run_record import command_line, versions
-from bundle.visualize.report import build_page, find_runs
 
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .on_demand import OnDemand
+
+record = OnDemand("bundle.handlers.run_record")
+pages = OnDemand("bundle.visualize.report")
+bars = OnDemand("tqdm.auto")
 
 
 def report(
@@ -36,9 +37,9 @@ def report(
     try:
         if dataset_dir is not None and not os.path.isdir(str(dataset_dir)):
             raise FileNotFoundError(f"{dataset_dir}: no such data set; check dataset_dir")
-        runs = find_runs(str(run_dir))
-        bar = (lambda cases: tqdm(cases, desc="cases", unit="case")) if has_tqdm else None
-        page = build_page(runs, dataset_dir, title, command_line(), versions(), max_pictures, bar)
+        runs = pages.find_runs(str(run_dir))
+        bar = lambda cases: bars.tqdm(cases, desc="cases", unit="case")  # noqa: E731
+        page = pages.build_page(runs, dataset_dir, title, record.command_line(), record.versions(), max_pictures, bar)
         target = Path(output) if output else Path(str(run_dir)) / "report.html"
         write_text(target, page)
     except (ValueError, TypeError, OSError) as error:

@@ -1,7 +1,18 @@
 """Data: lists of files, episodes for training, the support, the protocols."""
 
 from .bank import SliceBank
-from .datalist import case_name, held_out, label_names, list_images, make_datalist, select_cases, spread
+from .datalist import (
+    case_name,
+    check_dataset,
+    dataset_modality,
+    held_out,
+    label_names,
+    label_values,
+    list_images,
+    make_datalist,
+    select_cases,
+    spread,
+)
 from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .preflight import check_run, check_training
@@ -17,6 +28,7 @@ from .protocol import (
     training_pseudo_supports,
 )
 from .read_ahead import ReadAheadLoader
+from .reader import NiftiReader
 from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
 from .writer import VolumeWriter
 
@@ -27,10 +39,12 @@ __all__ = [
     "PrepareEpisodes",
     "Protocol",
     "ReadAheadLoader",
+    "NiftiReader",
     "SliceBank",
     "SupportScan",
     "VolumeWriter",
     "case_name",
+    "check_dataset",
     "check_entries",
     "check_folder",
     "check_run",
@@ -41,7 +55,9 @@ __all__ = [
     "fold_cases",
     "get_protocol",
     "held_out",
+    "dataset_modality",
     "label_names",
+    "label_values",
     "list_images",
     "load_support",
     "make_datalist",

@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from monai.utils import optional_import
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
+from ..terminal import progress
 from ..transforms.pseudo_label import candidates
 from .cache import ArrayCache
-from .datalist import held_out, list_images
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .datalist import check_dataset, held_out, list_images
 
 
 class EpisodeDataset(Dataset):
@@ -47,9 +45,10 @@ class EpisodeDataset(Dataset):
         image_dir: folder whose images are used besides ``data``, such as the studies folder of a MONAI Label server,
             which passes on labelled images only.
         image_fraction: share of that folder's images to use, drawn at random but at least one.
+        dataset_dir: folder in which the images were looked for, to say what is wrong with it if there are none.
         cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
-        progress: show a progress bar while scans are read.
+        progress: show how many scans are read.
 
     Raises:
         ValueError: when the first episode is asked for, if there is no image or no usable slice.
@@ -66,6 +65,7 @@ class EpisodeDataset(Dataset):
         exclude_labels: Sequence[int] = (),
         image_dir: str | os.PathLike | None = None,
         image_fraction: float = 1.0,
+        dataset_dir: str | os.PathLike | None = None,
         cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
         progress: bool = False,
@@ -79,6 +79,7 @@ class EpisodeDataset(Dataset):
         self.exclude_labels = tuple(exclude_labels)
         self.image_dir = image_dir
         self.image_fraction = image_fraction
+        self.dataset_dir = dataset_dir
         self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.progress = progress
@@ -107,6 +108,8 @@ class EpisodeDataset(Dataset):
         if self._images is None or self._superpixels is None:
             entries = self.entries()
             if not entries:
+                if self.dataset_dir is not None:
+                    check_dataset(self.dataset_dir)
                 raise ValueError(
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
@@ -115,9 +118,8 @@ class EpisodeDataset(Dataset):
             order = own_first(len(entries), rank, processes)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
                 scans = pool.map(partial(self._read, cache), [entries[index] for index in order])
-                if self.progress and has_tqdm and rank == 0:
-                    scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
-                done = dict(zip(order, scans))
+                shown = progress(scans, len(entries), "superpixels") if self.progress and rank == 0 else scans
+                done = dict(zip(order, shown))
             parts = [done[index] for index in range(len(entries))]
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:

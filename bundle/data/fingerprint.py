@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,17 +18,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.utils import optional_import
 
-from ..checks import check_geometry, check_label_values, check_same_shape, check_volume
+from ..checks import check_geometry, check_label_values, check_volume
 from ..keys import IMAGE, LABEL
+from ..terminal import progress as show_progress
 from .cache import ArrayCache
 from .datalist import SUFFIXES, case_name, label_names
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .grid import check_placement
+from .reader import affine_in_mm, unit_in_mm
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
-OTHER_FORMATS = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".png", ".jpg", ".tif", ".npy")
+CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ def read_fingerprint(path: str | os.PathLike, is_label: bool = False) -> Fingerp
     return _read_fingerprint(os.fspath(path), is_label, status.st_mtime_ns, status.st_size)
 
 
+def prepare_command(folder: str | os.PathLike) -> str:
+    """The command that brings a folder of any scans into the layout, in a folder beside it."""
+    src = os.path.normpath(folder)
+    dst = f"{os.path.abspath(src) if src.endswith('.') else src}_prepared"  # "." and ".." have no name to add to
+    return f"python -m scripts.prepare folder --src {shlex.quote(src)} --dst {shlex.quote(dst)}"
+
+
 def _status(path: str | os.PathLike) -> os.stat_result:
     """Size and time of a file that is there and not empty."""
     path = os.fspath(path)
@@ -96,7 +105,11 @@ def _status(path: str | os.PathLike) -> os.stat_result:
     except OSError as error:
         raise FileNotFoundError(f"{path}: {(error.strerror or 'not found').lower()}; check the path") from None
     if os.path.isdir(path):
-        raise ValueError(f"{path}: is a folder, not a NIfTI file; convert it with `python -m scripts.prepare folder`")
+        empty = not any(item.is_file() for item in Path(path).rglob("*"))
+        parent = Path(os.path.abspath(path)).parent
+        what, root = ("the data set", Path(path).parent.parent) if parent.name in FOLDERS else ("it", path)
+        remedy = "it is empty, remove it" if empty else f"convert {what} with `{prepare_command(root)}`"
+        raise ValueError(f"{path}: is a folder, not a NIfTI file; {remedy}")
     if status.st_size == 0:
         raise ValueError(f"{path}: cannot be read as NIfTI (0 bytes); copy it again")
     return status
@@ -135,11 +148,12 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     else:
         check_volume(array[None], path)
         values = None
-    check_geometry(image.affine, path, stored["pixdim"][1:4])
+    affine, unit = affine_in_mm(image.affine, image.header), unit_in_mm(image.header)
+    check_geometry(affine, path, stored["pixdim"][1:4] * unit)
     digest = hashlib.sha1(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are contiguous in this order
     return Fingerprint(
-        array.shape, image.affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
+        array.shape, affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
     )
 
 
@@ -154,27 +168,9 @@ def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
-    check_same_grid(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
+    check_placement(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
     if not found.values:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
-
-
-def check_same_grid(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    image_shape: Sequence[int],
-    image_affine: np.ndarray,
-    name: str,
-    image_name: str,
-) -> None:
-    """Raise ``ValueError`` unless a label lies on the voxels of its image, whatever the order of its axes."""
-    turned, distance_mm = grid_difference(shape, affine, image_shape, image_affine)
-    check_same_shape(turned, image_shape, name, image_name)
-    if distance_mm > nib.affines.voxel_sizes(image_affine).max() / 2:
-        raise ValueError(
-            f"{name}: lies up to {distance_mm:.1f} mm beside its image {os.path.basename(image_name)}; "
-            "repair its header"
-        )
 
 
 def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Finding]:
@@ -190,24 +186,6 @@ def check_names(label: str | os.PathLike, names: Mapping[int, str]) -> list[Find
             "add them there or correct the label"
         )
     ]
-
-
-def grid_difference(
-    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
-) -> tuple[tuple[int, ...], float]:
-    """How a grid lies to another, whatever the order and direction of its axes.
-
-    Returns:
-        Its shape with its axes in the other's order, and how far a corner lies from the other's, in mm; 0 where the
-        shapes differ.
-    """
-    turn = nib.io_orientation(np.linalg.inv(other_affine) @ affine)  # to each other: oblique scans have no clear codes
-    turned = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
-    if turned != tuple(other_shape):
-        return turned, 0.0
-    away = affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape)) - other_affine
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in turned])).reshape(3, -1)
-    return turned, float(np.linalg.norm(away[:3, :3] @ corners + away[:3, 3:], axis=0).max())
 
 
 def check_entries(
@@ -230,7 +208,7 @@ def check_entries(
         names: names of label values, see :func:`check_names`.
         known: digests of scans with which entries must not coincide, with what to call them.
         num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
-        progress: show a progress bar.
+        progress: show how many scans are checked.
         cache_dir: folder that remembers which files were good, see :class:`ArrayCache`; ``None`` for none.
     """
     cache = ArrayCache(cache_dir, [Fingerprint, check_volume])
@@ -253,9 +231,7 @@ def check_entries(
 
     with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
         checked = pool.map(check, entries)
-        if progress and has_tqdm:
-            checked = tqdm(checked, total=len(entries), desc="check", unit="scan")
-        results = list(checked)
+        results = list(show_progress(checked, len(entries), "check") if progress else checked)
     findings = []
     digests: dict[str, Any] = dict(known or {})
     cases: dict[str, str] = {}
@@ -321,12 +297,20 @@ def _files(folder: Path, lines: list[str]) -> list[Path]:
         name = item.name.lower()
         if item.name.startswith("."):
             continue
+        remedy = f"convert the data set with `{prepare_command(folder.parent)}`"
         if item.name.endswith(SUFFIXES):
             found.append(item)
+        elif item.is_dir():
+            if any(path.is_file() for path in item.rglob("*")):
+                lines.append(f"{item}: is not read, it is a folder; if it holds scans, {remedy}")
         elif name.endswith(SUFFIXES):
             lines.append(f"{item}: is not read, its suffix must be in lower case; rename it")
-        elif name.endswith(OTHER_FORMATS):
-            lines.append(f"{item}: is not read, only NIfTI is; convert it with `python -m scripts.prepare folder`")
+        elif name.endswith(CONVERTED):
+            lines.append(f"{item}: is not read, only NIfTI is; {remedy}")
+        elif name.endswith((*PICTURE_SUFFIXES, ".npy", ".npz")):
+            lines.append(
+                f"{item}: is not read, it has no geometry; save the volume as NIfTI, with 3D Slicer or nibabel"
+            )
     return found
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.utils import affine_to_spacing
 
 from ..checks import check_label, check_volume
-from ..keys import IMAGE, LABEL
+from ..keys import IMAGE, LABEL, MODALITY
 from .datalist import case_name, list_images, make_datalist, spread
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
@@ -34,6 +33,7 @@ class SupportScan:
         slices: ``"all"`` if every slice was annotated, ``"labelled"`` if only those with a label were, so that the
             others are unknown, ``"auto"`` to tell by the labels: where each of them comes and goes from slice to slice,
             somebody labelled single slices.
+        modality: what the image was taken for, ``"ct"`` or ``"mr"``; ``None`` if nobody looked.
 
     Raises:
         ValueError: for another word.
@@ -45,6 +45,7 @@ class SupportScan:
     name: str
     annotated: tuple[int, ...] | None = None
     slices: str = "auto"
+    modality: str | None = None
 
     def __post_init__(self) -> None:
         if self.slices not in SLICE_RULES:
@@ -72,7 +73,11 @@ class SupportScan:
 def slice_spacing(image: torch.Tensor) -> float:
     """Distance in mm of neighboring slices (last axis) of a volume with an affine; 1 without one."""
     affine = getattr(image, "affine", None)
-    return 1.0 if affine is None else float(affine_to_spacing(np.asarray(affine).reshape(-1, 4, 4)[0], 3)[2])
+    if affine is None:
+        return 1.0
+    rows, columns, slices = np.asarray(affine, dtype=float).reshape(-1, 4, 4)[0][:3, :3].T
+    normal = np.cross(rows, columns)  # a tilted gantry shears the slices against each other
+    return float(abs(slices @ normal) / np.linalg.norm(normal))
 
 
 def resolve_support(
@@ -126,12 +131,16 @@ def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
 
 
 def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
-    """The images to segment: those of ``imagesTs`` if it is there, else those of ``imagesTr``, less the support's."""
+    """The images to segment: those of ``imagesTs`` if it is there, else those of ``imagesTr``, less the support's.
+
+    A scan is its file: one with the name of a support in another folder is another scan.
+    """
     _check_entries(support)
     folder = os.path.join(os.fspath(dataset_dir), "imagesTs")
     images = list_images(folder) if os.path.isdir(folder) else [e[IMAGE] for e in make_datalist(dataset_dir)]
-    known = {case_name(entry[IMAGE]) for entry in support}
-    return [{IMAGE: image} for image in images if case_name(image) not in known]
+    given = [os.fspath(entry[IMAGE]) for entry in support]
+    known = {os.path.realpath(path) for one in given for path in (one, os.path.join(os.fspath(dataset_dir), one))}
+    return [{IMAGE: image} for image in images if os.path.realpath(image) not in known]
 
 
 def choose_pseudo_supports(entries: Sequence[Mapping[str, Any]], count: int, spare: int = 0) -> list[dict[str, str]]:
@@ -165,7 +174,7 @@ def load_support(
     image, label = scan[IMAGE], scan[LABEL]
     check_volume(image, entry[IMAGE])
     found = check_label(label, image.shape[1:], entry[LABEL], entry[IMAGE])
-    kept = torch.as_tensor(label).as_subclass(torch.Tensor)[0].long()
+    kept = torch.as_tensor(label).as_subclass(torch.Tensor)[0].round().long()
     annotated = None
     if entry.get(VALUES) is not None:
         mapping = {int(k): int(v) for k, v in entry[VALUES].items()}
@@ -188,4 +197,5 @@ def load_support(
         case_name(entry[IMAGE]),
         annotated,
         entry.get(SLICES) or "auto",
+        getattr(image, "meta", {}).get(MODALITY),
     )

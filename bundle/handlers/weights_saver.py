@@ -42,4 +42,4 @@ class WeightsSaver:
         if self.best and engine.state.best_metric_epoch != engine.state.epoch:
             return
         save_state_dict(unwrapped(self.network).state_dict(), self.path)
-        logging.getLogger(__name__).info("saved %s after epoch %d", self.path, engine.state.epoch)
+        logging.getLogger(__name__).debug("saved %s after epoch %d", self.path, engine.state.epoch)

@@ -61,6 +61,7 @@ class EncodedSupport:
         self.descriptor = descriptor
         self.widths = widths
         self.labelled = labelled
+        self.modality: str | None = None  # what the image was taken for
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
@@ -75,7 +76,7 @@ class EncodedSupport:
             shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
             shown.append(masks[:, 1:].flatten(2).any(dim=2))
         background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
-        return cls(
+        encoded = cls(
             features,
             scan.spacing_mm,
             values,
@@ -87,6 +88,8 @@ class EncodedSupport:
             describe_slices(features, descriptor_cells),
             torch.cat(widths),
         )
+        encoded.modality = scan.modality
+        return encoded
 
     @classmethod
     def from_prediction(
@@ -125,6 +128,11 @@ class EncodedSupport:
             return 0.0
         widths = self.widths[self.slices, self.values.index(value)]
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
+
+    def height_mm(self, value: int) -> float:
+        """Distance from the first to the last slice that shows a label, both included, in mm; 0 where none does."""
+        shown = self.extent(value) if value in self.values else []
+        return (shown[-1] - shown[0] + 1) * self.spacing_mm if shown else 0.0
 
     def volume(self, value: int, length_mm: float) -> float:
         """Largest volume of a label that a stack of slices can show, as share of the frame times mm; 0 for none.

@@ -100,8 +100,10 @@ class FewShotInferer(Inferer):
         similarity_temperature: scans that are less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
         cache_size: encoded support scans that are kept.
-        smoothing_mm: standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
+        smoothing_mm: largest standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
+        smoothing_share: standard deviation for each label as a share of its height on the support, where that is less:
+            what suits a liver would wipe out a hippocampus.
         completion: labels the slices between the annotated ones of a support scan, which then answer too; ``None`` for
             none.
         refinement: matches a query to what it is sure of itself; ``None`` for none.
@@ -140,6 +142,7 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
+        smoothing_share: float = 0.05,
         completion: SliceCompletion | None = None,
         refinement: SelfSupportRefinement | None = None,
         upsampling: GuidedUpsampling | None = None,
@@ -168,6 +171,7 @@ class FewShotInferer(Inferer):
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.smoothing_mm = smoothing_mm
+        self.smoothing_share = smoothing_share
         self.completion = completion
         self.refinement = refinement
         self.upsampling = upsampling
@@ -239,6 +243,7 @@ class FewShotInferer(Inferer):
         values = self.label_values(encoded)
         pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
+        meta["support_modality"] = [[scan.modality or "" for scan in encoded]]
         num_chunks = None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
@@ -262,7 +267,7 @@ class FewShotInferer(Inferer):
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
             meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
         exclusive = num_chunks is None
-        scores = self._refine(network, query, scores, possible, exclusive)
+        scores = self._refine(network, query, scores, possible, exclusive, self._smoothing(encoded, values))
         if exclusive:
             reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
             meta["reverse_dice"] = reverse_dice[None].cpu()
@@ -277,7 +282,7 @@ class FewShotInferer(Inferer):
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
-        return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
+        return MetaTensor(scores.movedim(0, -1)[None], meta=meta)
 
     def _discounts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], reverse_dice: Tensor) -> Tensor:
         """Confidence discount of each label ``(n,)``, see ``reverse_dice_discount``."""
@@ -392,17 +397,34 @@ class FewShotInferer(Inferer):
         query = EncodedQuery(volume, slice_spacing(image), partial(self._encode, network))
         placed = [(scan, self._register(network, query, scan, [scan])) for scan in encoded]
         scores, possible = self._match_scans(network, query, placed, values)
-        scores = self._refine(network, query, scores, possible, True)
+        scores = self._refine(network, query, scores, possible, True, self._smoothing(encoded, values))
         reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
         features = query.features()
         descriptor = describe_slices(features, self.descriptor_cells)
         return pseudo_supports.encode(features, query.spacing_mm, values, scores, reverse_dice, descriptor)
 
+    def _smoothing(self, encoded: Sequence[EncodedSupport], values: Sequence[int]) -> Tensor:
+        """Standard deviation in mm along the slices by which each label's scores are smoothed ``(n,)``."""
+        widths = []
+        for value in values:
+            heights = [scan.height_mm(value) for scan in encoded if value in scan.values]
+            widths.append(min(self.smoothing_mm, self.smoothing_share * sum(heights) / max(len(heights), 1)))
+        return torch.tensor(widths)
+
     def _refine(
-        self, network: nn.Module, query: EncodedQuery, scores: Tensor, possible: Tensor, exclusive: bool
+        self,
+        network: nn.Module,
+        query: EncodedQuery,
+        scores: Tensor,
+        possible: Tensor,
+        exclusive: bool,
+        smoothing_mm: Tensor,
     ) -> Tensor:
-        """Smooth what was matched, and match the query to what it is sure of itself."""
-        smooth = partial(smooth_slices, possible=possible, sigma=self.smoothing_mm / query.spacing_mm)
+        """Smooth what was matched, each label by its own width, and match the query to what it is sure of itself."""
+
+        def smooth(scores: Tensor) -> Tensor:
+            return _smooth(scores, possible, exclusive, smoothing_mm / query.spacing_mm)
+
         scores = smooth(scores)
         if self.refinement is None:
             return scores
@@ -450,7 +472,7 @@ class FewShotInferer(Inferer):
             support_index=nearest_slices(registered.positions, view.answering, self.num_slices), turn=0
         )
         scores, possible = self._match_scans(network, query, [(view, registered)], view.values)
-        scores = smooth_slices(scores, possible, self.smoothing_mm / query.spacing_mm)
+        scores = _smooth(scores, possible, True, self._smoothing([view], view.values) / query.spacing_mm)
         return float(self.measure_reverse_dice(network, query, [(view, registered)], view.values, scores).mean())
 
     def _register_features(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Registration:
@@ -701,6 +723,13 @@ class FewShotInferer(Inferer):
             dice = 2 * (given & truth).sum(dim=(0, 2, 3)) / sizes.clamp(min=1)
             best = torch.where(scan.wanted(values)[1].any(dim=0), best.maximum(dice), best)
         return best
+
+
+def _smooth(scores: Tensor, possible: Tensor, exclusive: bool, sigmas: Tensor) -> Tensor:
+    """Smooth each label along the slices, exclusive ones as they differ from the background, which is channel 0."""
+    if exclusive:
+        scores, sigmas = scores - scores[:, :1], F.pad(sigmas, (1, 0))
+    return smooth_slices(scores, possible, sigmas)
 
 
 def _first(value: Any) -> Any:

@@ -9,17 +9,19 @@ from torch import Tensor
 ABSENT = -1e4  # score of a class that cannot appear in a slice
 
 
-def smooth_slices(scores: Tensor, possible: Tensor, sigma: float) -> Tensor:
+def smooth_slices(scores: Tensor, possible: Tensor, sigma: Tensor | float) -> Tensor:
     """Smooth scores along the slices, among those where a class can appear; elsewhere it cannot win.
 
     Args:
         scores: ``(D, n, h, w)``.
         possible: boolean ``(D, n)``.
-        sigma: standard deviation of a Gaussian in slices; 0 for none.
+        sigma: standard deviation of a Gaussian in slices, one for all classes or one each ``(n,)``; 0 for none.
     """
-    if sigma > 0:
+    widths = torch.as_tensor(sigma, dtype=scores.dtype)
+    if bool((widths > 0).any()):
+        widths = widths.to(scores.device).clamp(min=1e-3)  # of no width: each slice by itself
         steps = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
-        kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)[..., None] * possible[None]
+        kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None])[..., None] / widths) ** 2) * possible[None]
         kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
         scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
     return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))

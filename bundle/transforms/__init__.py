@@ -7,6 +7,7 @@ from .components import LargeComponents, LargeComponentsd
 from .confidence import ConfidenceMap, ConfidenceMapd
 from .episode import RandEpisoded, RandView
 from .intensity import ScanIntensity, ScanIntensityd
+from .label_grid import MatchLabel, MatchLabeld
 from .label_map import ClassMasksd, LabelMap, LabelMapd, LabelMasksd
 from .pseudo_label import RandPseudoLabel, RandPseudoLabeld
 from .similarity import SimilarityMap, SimilarityMapd
@@ -27,6 +28,8 @@ __all__ = [
     "LabelMasksd",
     "LargeComponents",
     "LargeComponentsd",
+    "MatchLabel",
+    "MatchLabeld",
     "OrientSlices",
     "OrientSlicesd",
     "QueryChunksd",

@@ -91,3 +91,36 @@ def scan(shape=(40, 36, 4), seed=0) -> tuple[np.ndarray, np.ndarray]:
     for value in range(1, 5):
         label[5 + 6 * value : 9 + 6 * value, 12:20, value % shape[2]] = value
     return image.astype(np.int16), label
+
+
+def write_itk(path, array, affine=None, texts=None, layers=False):
+    """Write by SimpleITK, whose axes point to left and posterior."""
+    import SimpleITK
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = array.transpose(2, 1, 0, 3) if layers else array.T
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array), isVector=layers)
+    lps = np.diag([-1.0, -1, 1, 1]) @ (np.eye(4) if affine is None else affine)
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    for key, text in (texts or {}).items():
+        image.SetMetaData(key, text)
+    SimpleITK.WriteImage(image, str(path))
+
+
+def write_volume(path, array, affine=None):
+    """Write in the format of the suffix."""
+    affine = np.eye(4) if affine is None else affine
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".nrrd", ".nhdr", ".mha", ".mhd"):
+        write_itk(path, array, affine)
+    elif path.suffix in (".mgz", ".mgh"):
+        nib.save(nib.MGHImage(array.astype(np.int32), affine), path)
+    elif path.suffix == ".img":
+        nib.save(nib.Nifti1Pair(array, affine), path)
+    elif path.suffix == ".NII":
+        path.write_bytes(nib.Nifti1Image(array, affine).to_bytes())
+    else:
+        nib.save(nib.Nifti1Image(array, affine), path)

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from bundle.data import fingerprint
-from bundle.data.fingerprint import (
-    Finding,
-    check_entries,
-    check_folder,
-    check_label_file,
-    grid_difference,
-    read_fingerprint,
-)
+from bundle.data.fingerprint import Finding, check_entries, check_folder, check_label_file, read_fingerprint
+from bundle.data.grid import grid_difference
 from bundle.data.preflight import check_training, leave_out
 from scripts.check import check
 

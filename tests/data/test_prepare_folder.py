@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bundle.data import label_names, make_datalist
-from bundle.data.prepare import Options, make_recipe, prepare_dataset
+from bundle.data.prepare import Options, format_summary, make_recipe, prepare_dataset
 from bundle.data.prepare.folder import find_folder_cases
 
 from .archives import scan, write_nifti, write_series
@@ -37,13 +37,38 @@ def voxels(path):
         (["volume-3.nii", "segmentation-3.nii"], {"volume-3": "segmentation-3.nii"}),
         (["img/x1.nii.gz", "label/x1.nii.gz"], {"x1": "label/x1.nii.gz"}),
         (["scans/x1.nii.gz", "masks/x1_mask.nii.gz"], {"x1": "masks/x1_mask.nii.gz"}),
-        (["imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz"], {"x_0000": "labelsTr/x.nii.gz"}),
+        (["imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz"], {"x": "labelsTr/x.nii.gz"}),
         (["p1/image.nii.gz", "p1/label.nii.gz", "p2/image.nii.gz"], {"p1": "p1/label.nii.gz", "p2": None}),
         (["p1/t2.nii.gz", "p1/seg.nii.gz"], {"p1_t2": "p1/seg.nii.gz"}),
         (["p1/t1.nii.gz", "p1/t2.nii.gz", "p1/t2_seg.nii.gz"], {"p1_t1": None, "p1_t2": "p1/t2_seg.nii.gz"}),
         (["p1/p1.nii.gz", "p1/p1_seg.nii.gz"], {"p1": "p1/p1_seg.nii.gz"}),
         (["my scan.nii.gz", "._my scan.nii.gz"], {"my_scan": None}),
         (["x1.nii.gz", "x1_label.nii.gz", "x10_label.nii.gz"], {"x1": "x1_label.nii.gz"}),
+        (["x.nii.gz", "x_1.nii.gz", "x_seg.nii.gz"], {"x": "x_seg.nii.gz", "x_1": None}),
+        (["x_1.nii.gz", "x_1_2_seg.nii.gz"], {"x_1": None}),
+        (["p1/a.nii.gz", "p1/b_seg.nii.gz"], {"p1_a": None}),
+        (["train/img/a.nii.gz", "train/label/b.nii.gz", "test/img/b.nii.gz"], {"train_a": None, "test_b": None}),
+        (["p1_f01.nii.gz", "p1_f01_gt.nii.gz"], {"p1_f01": "p1_f01_gt.nii.gz"}),
+        (["a.nii.gz", "a_ROI.nii.gz"], {"a": "a_ROI.nii.gz"}),
+        (["a.nii.gz", "A-Label.nii.gz"], {"a": "A-Label.nii.gz"}),
+        (["a.nii.gz", "aSeg.nii.gz"], {"a": "aSeg.nii.gz"}),
+        (["a.nii.gz", "a.mask.nii.gz"], {"a": "a.mask.nii.gz"}),
+        (["p1/image.nii.gz", "p1/Segmentation.nii.gz"], {"p1": "p1/Segmentation.nii.gz"}),
+        (["p1/t2.nii.gz", "p1/Ground Truth/t2.nii.gz"], {"p1_t2": "p1/Ground Truth/t2.nii.gz"}),
+        (["a.NII.GZ", "A_GT.nii.gz"], {"a": "A_GT.nii.gz"}),
+        (["img/p1/t2.nii.gz", "manual_masks/p1/t2.nii.gz"], {"p1_t2": "manual_masks/p1/t2.nii.gz"}),
+        (["data/p1/t2.nii.gz", "labels/t2.nii.gz"], {"data_p1_t2": "labels/t2.nii.gz"}),
+        (
+            ["sub-01/anat/sub-01_T2w.nii.gz", "sub-01/anat/sub-01_T2w_dseg.nii.gz"],
+            {"sub-01_T2w": "sub-01/anat/sub-01_T2w_dseg.nii.gz"},
+        ),
+        (
+            [
+                "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+                "derivatives/x/sub-01/ses-1/anat/sub-01_ses-1_desc-y_dseg.nii.gz",
+            ],
+            {"sub-01_ses-1_T1w": "derivatives/x/sub-01/ses-1/anat/sub-01_ses-1_desc-y_dseg.nii.gz"},
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -58,8 +83,10 @@ def test_label_without_image_is_noted(tmp_path):
     image, label = scan()
     write_nifti(tmp_path / "src/a.nii.gz", image)
     write_nifti(tmp_path / "src/b_label.nii.gz", label)
-    _, lines = prepare(tmp_path / "src", tmp_path / "dst")
-    assert lines == ["note: b_label.nii.gz: a label without an image"]
+    summary, lines = prepare(tmp_path / "src", tmp_path / "dst")
+    assert lines == []
+    assert [item["file"] for item in summary["aside"]] == ["b_label.nii.gz"]
+    assert "rename it to a_label.nii.gz after its image" in summary["aside"][0]["reason"]
 
 
 def test_voxels_and_affine_stay_as_they_are(tmp_path):
@@ -135,7 +162,7 @@ def test_mixed_modalities_are_noted(tmp_path):
     image, _ = scan()
     write_nifti(tmp_path / "src/mr.nii.gz", image)
     write_nifti(tmp_path / "src/ct.nii.gz", image * 2 - 1000)
-    assert "CT and MR in one folder" in prepare(tmp_path / "src", tmp_path / "dst")[1][0]
+    assert "CT and MR in one folder" in prepare(tmp_path / "src", tmp_path / "dst")[0]["notes"][0]
 
 
 def test_resampling_follows_the_slice_axis(tmp_path):
@@ -159,7 +186,8 @@ def test_dicom_folders(tmp_path):
     assert [(c["case"], bool(c["voxels"])) for c in summary["cases"]] == [("p1", True), ("p2", False)]
     assert summary["cases"][0]["modality"] == "MR"
     assert np.array_equal(voxels(tmp_path / "dst/imagesTr/p2.nii.gz"), image[::-1].transpose(1, 0, 2))
-    assert summary["notes"] == ["no label, good for training alone: p2"]
+    assert [(c["image"], c["label"]) for c in summary["cases"]] == [("p1/DICOM/", "p1/label.nii.gz"), ("p2/", None)]
+    assert "p2    p2/        none: to be segmented" in " ".join(format_summary(summary).splitlines())
 
 
 def test_nnunet_folder(tmp_path):
@@ -182,7 +210,10 @@ def test_nnunet_folder(tmp_path):
     assert (tmp_path / "dst/imagesTs/c.nii.gz").is_file()
     assert label_names(tmp_path / "dst") == {1: "liver", 4: "spleen"}
     assert summary["layout"] == "nnU-Net"
-    assert lines[0] == "note: imagesTr: 2 files of further channels are left aside, channel 0000 is taken"
+    assert lines == []
+    assert summary["notes"][0].startswith("imagesTr: 2 files of further channels are left aside, channel 0000 is taken")
+    prepare(src, tmp_path / "other", Options(image="1"))
+    assert np.array_equal(voxels(tmp_path / "other/imagesTr/a.nii.gz"), image + 5)
 
 
 def test_decathlon_folder(tmp_path):

@@ -113,3 +113,16 @@ def test_distance_of_slices():
     assert slice_spacing(oblique) == pytest.approx(6.5)
     batched = MetaTensor(torch.zeros(1, 1, 2, 2, 2), affine=np.stack([affine_of(OBLIQUE, (1.5, 1.5, 6.5))]))
     assert slice_spacing(batched) == pytest.approx(6.5)
+
+
+def test_a_scan_with_the_name_of_a_support_elsewhere_is_segmented(tmp_path):
+    for path in ("atlas/case_1.nii.gz", "hospital/imagesTs/case_1.nii.gz", "hospital/imagesTs/case_2.nii.gz"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    hospital, atlas = tmp_path / "hospital", {"label": "l.nii.gz"}
+    names = [f"{hospital}/imagesTs/case_{n}.nii.gz" for n in (1, 2)]
+    elsewhere = [{**atlas, "image": f"{tmp_path}/atlas/case_1.nii.gz"}]
+    assert [entry["image"] for entry in query_list(hospital, elsewhere)] == names
+    (tmp_path / "link").symlink_to(hospital)
+    for own in ("imagesTs/case_1.nii.gz", names[0], f"{tmp_path}/link/imagesTs/case_1.nii.gz"):
+        assert [entry["image"] for entry in query_list(hospital, [{**atlas, "image": own}])] == names[1:]

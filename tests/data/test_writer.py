@@ -3,9 +3,9 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import SaveImage
+from monai.transforms import LoadImage, SaveImage
 
-from bundle.data.writer import VolumeWriter
+from bundle.data.writer import GEOMETRY, VolumeWriter
 
 from ..conftest import volume
 
@@ -33,8 +33,54 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     made = VolumeWriter(None)
     made.set_data_array(np.ones((1, 3, 3, 3)))
     made.set_metadata(None)
-    monkeypatch.setattr("monai.data.image_writer.nib.save", dies)
+    monkeypatch.setattr("nibabel.save", dies)
     with pytest.raises(OSError, match="No space left"):
         made.write(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def make_header(sform, qform, codes, unit):
+    header = nib.Nifti1Header()
+    header.set_data_shape((6, 5, 4))
+    header.set_qform(qform, code=codes[0])
+    header.set_sform(sform, code=codes[1])
+    header.set_xyzt_units(unit, "sec")
+    return header
+
+
+TILTED = np.array([[1.0, 0, 0, 5], [0, 1.2, 0.7, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
+PLAIN = np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 3], [0, 0, 4, -9], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 4), (0, 2), (1, 0)], ids=str)
+@pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
+@pytest.mark.parametrize("sform", [TILTED, PLAIN], ids=["sheared", "as the qform"])
+def test_a_result_has_the_geometry_of_its_query_in_every_reader(tmp_path, codes, unit, sform):
+    sitk = pytest.importorskip("SimpleITK")
+    scan = nib.Nifti1Image(np.random.rand(6, 5, 4).astype(np.float32), None, make_header(sform, PLAIN, codes, unit))
+    nib.save(scan, tmp_path / "a.nii.gz")
+    image = LoadImage(reader="bundle.data.NiftiReader", ensure_channel_first=True)(tmp_path / "a.nii.gz")
+    SaveImage(tmp_path, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(
+        (image > 0.5).byte()
+    )
+    paths = tmp_path / "a.nii.gz", tmp_path / "a" / "a_seg.nii.gz"
+    query, result = (nib.load(path) for path in paths)
+    for name in GEOMETRY:
+        np.testing.assert_array_equal(result.header[name], query.header[name], err_msg=name)
+    np.testing.assert_array_equal(result.affine, query.affine)
+    assert (np.asarray(result.dataobj) == (np.asarray(query.dataobj) > 0.5)).all()
+    if codes == (0, 2) and sform is TILTED:
+        return  # ITK refuses a sheared form without another one
+    query, result = (sitk.ReadImage(str(path)) for path in paths)
+    for what in ("GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(result, what)() == getattr(query, what)()
+
+
+def test_microns_are_read_as_mm(tmp_path):
+    header = make_header(PLAIN * 1000, PLAIN * 1000, (1, 1), "micron")
+    header["srow_x"][3] = 30000
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), np.float32), None, header), tmp_path / "a.nii.gz")
+    image = LoadImage(reader="bundle.data.NiftiReader")(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(image.affine, PLAIN, atol=1e-4)
+    np.testing.assert_allclose(image.meta["original_affine"], PLAIN, atol=1e-4)

@@ -61,6 +61,17 @@ def test_table_and_summary_by_hand(tmp_path):
     assert (summary["protocol"], summary["cases"], summary["fold"]) == ("volume", 2, 3)
 
 
+def test_a_run_ends_in_a_table_of_the_dice(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(tmp_path, CASES)
+    assert caplog.messages[0] == "1/2 a: Dice 75.0 %"
+    lines = caplog.messages[-1].strip().splitlines()
+    assert [line.split("  ")[0] for line in lines[:5]] == ["Dice in %, volume", "a", "b", "mean", "sd"]
+    cells = [line.split()[-3:] for line in lines[1:4]]
+    assert cells == [["50.0", "100.0", "75.0"], ["66.7", "-", "66.7"], ["58.3", "100.0", "79.2"]]
+    assert f"table    {tmp_path}/new/metrics.csv, summary {tmp_path}/new/summary.json" in lines
+
+
 def test_extent_is_passed_on(tmp_path):
     rows, _, _ = run(tmp_path, CASES, within_extent=True)
     assert [r["dice"] for r in rows] == ["66.667", "100.0", "100.0", ""]

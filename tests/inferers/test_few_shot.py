@@ -652,3 +652,24 @@ def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
     whole = query_of(noise(0)[..., :7])  # all of organ 1, and half of organ 3
     for inferer in (sure, unsure):
         assert set(segment(inferer, CountingNetwork(), whole)[0].unique().tolist()) == {0, 1, 3}
+
+
+def test_labels_are_smoothed_by_their_own_height_on_the_support():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.05)
+    [encoded] = inferer.encode_support(CountingNetwork())
+    heights = [encoded.height_mm(value) for value in encoded.values]
+    assert heights == [7.0 * len(encoded.extent(value)) for value in encoded.values]
+    widths = inferer._smoothing([encoded], [*encoded.values, 99])
+    torch.testing.assert_close(widths, torch.tensor([*(0.05 * height for height in heights), 0.0]))
+    inferer.smoothing_share = 9.0
+    assert inferer._smoothing([encoded], encoded.values).tolist() == [8.0] * len(heights)
+
+
+def test_a_thin_label_keeps_its_scores_where_a_tall_one_is_smoothed():
+    scores = torch.zeros(9, 3, 1, 1)
+    scores[4, 1:] = 1.0
+    smooth = few_shot._smooth(scores, torch.ones(9, 3, dtype=torch.bool), True, torch.tensor([0.0, 2.0]))
+    torch.testing.assert_close(smooth[:, 1], scores[:, 1])
+    assert 0 < smooth[4, 2] < 0.3
+    assert (smooth[:, 0] == 0).all()

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 
-from scripts import prepare
+from bundle.data import check_run, default_support, query_list
+from scripts import check, prepare
 
-from ..data.archives import scan, write_chaos, write_nifti
+from ..data.archives import scan, write_chaos, write_nifti, write_series, write_volume
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Call the command line in this process; give back exit status, stdout, stderr."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+    def call(*arguments: object, script=prepare) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
         status = 0
         try:
-            prepare.main()
+            script.main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
             if isinstance(stop.code, str):
@@ -64,7 +72,7 @@ def test_scan_without_label_can_be_kept(run, archive):
     status, out, _ = run("chaos", "--src", archive / "src", "--dst", archive / "dst", "--need_label", "False")
     assert status == 0
     assert "2 prepared" in out
-    assert "no label, good for training alone: chaos_02" in out
+    assert re.search(r"^chaos_02 .* none: to be segmented$", out, re.MULTILINE)
 
 
 def test_nothing_prepared_fails(run, tmp_path):
@@ -122,3 +130,102 @@ def test_misspelt_option_prepares_nothing(run, archive):
     assert status != 0
     assert "spaccing" in err
     assert not (archive / "dst").exists()
+
+
+def write_remedied(root, what):
+    """Put what ``scripts.check`` refuses into a data set, or in place of it; the cases that the remedy must bring."""
+    image, label = scan()
+    affine = np.diag([-1.25, 1.25, 7.7, 1])
+    if what.startswith("flat"):
+        write_volume(root / f"a{what[5:]}", image, affine)
+        write_volume(root / f"a_seg{what[5:]}", label, affine)
+        write_volume(root / f"b{what[5:]}", image + 1, affine)
+        return {"a", "b"}
+    if what == "patients":
+        write_series(root / "p1/DICOM", image)
+        write_volume(root / "p2/image.nrrd", image, affine)
+        return {"p1", "p2"}
+    write_nifti(root / "imagesTr/a.nii.gz", image, affine)
+    write_nifti(root / "labelsTr/a.nii.gz", label, affine)
+    if what == "series":
+        write_series(root / "imagesTs/q", image)
+    elif what == "series called as a file":
+        write_series(root / "imagesTs/q.nii.gz", image)
+    elif what == "loose DICOM":
+        write_series(root / "imagesTs", image, names=[f"{k}.dcm" for k in range(4)])
+        return {"a", "imagesTs"}
+    else:
+        write_volume(root / f"imagesTs/q{what}", image + 1, affine)
+    return {"a", "q"}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".img"),
+        *("series", "series called as a file", "loose DICOM"),
+        *("flat .nii.gz", "flat .nrrd", "flat .mgz", "patients"),
+    ],
+)
+def test_remedy_that_check_names_works(run, tmp_path, what):
+    cases = write_remedied(tmp_path / "my data", what)
+    _, out, err = run(tmp_path / "my data", script=check)
+    commands = set(re.findall(r"`python -m scripts\.prepare (.+?)`", out + err))
+    assert len(commands) == 1, out + err
+    status, out, err = run(*shlex.split(commands.pop()))
+    assert status == 0, err
+    dst = tmp_path / "my data_prepared"
+    assert {path.name.split(".")[0] for path in dst.glob("images*/*")} == cases
+    assert [path.name for path in dst.glob("labels*/*")] == (["a.nii.gz"] if "a" in cases else [])
+    steps = [line.strip() for line in out.splitlines() if line.startswith("  python -m ")]
+    words = [shlex.split(step) for step in steps]
+    assert [line[2] for line in words] == ["scripts.check", "monai.bundle"]
+    status, out, err = run(*words[0][3:], "--strict", script=check)
+    assert status == 0, err
+    assert "0 findings" in out
+    _, _, _, verb, *pairs = words[1]
+    options = dict(zip(pairs[::2], pairs[1::2]))
+    assert verb == "run"
+    assert (ROOT / options["--config_file"]).is_file()
+    assert options["--dataset_dir"] == str(dst)
+    if "inference" in options["--config_file"]:
+        support = default_support(dst)
+        check_run(query_list(dst, support), support, dst, output_dir=options["--output_dir"])
+    else:
+        assert what == "patients"
+
+
+def test_pictures_and_arrays_are_not_sent_to_prepare(run, tmp_path):
+    write_nifti(tmp_path / "imagesTr/a.nii.gz", scan()[0])
+    for name in ("b.png", "c.npy"):
+        (tmp_path / "imagesTr" / name).write_bytes(b"")
+    _, out, err = run(tmp_path, script=check)
+    assert "scripts.prepare" not in out + err
+    assert out.count("save the volume as NIfTI") == 2
+
+
+def test_folder_without_scans_is_not_sent_to_prepare(run, tmp_path):
+    write_nifti(tmp_path / "labelsTr/a.nii.gz", scan()[1])
+    assert run(tmp_path, script=check)[2] == f"check: {tmp_path}: no scans; put NIfTI files into imagesTr\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["prepare", "prepare folder", "prepare chaos", "prepare sabs", "prepare mscmr", "check"]
+)
+def test_help_comes_at_once(arguments):
+    """Without importing what takes seconds."""
+    script, *words = arguments.split()
+    code = f"""
+import sys
+from scripts import {script}
+sys.argv = ["{script}", *{words}, "--help"]
+try:
+    {script}.main()
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+slow = {{"torch", "monai", "scipy", "nibabel"}} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "SYNOPSIS" in done.stdout + done.stderr

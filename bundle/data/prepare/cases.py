@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folder import find_folder_cases
-from .read import natural_key
+from .formats import SCAN_SUFFIXES, natural_key
 from .source import Case, Found
 
 
@@ -71,5 +71,5 @@ ARCHIVES: Mapping[str, Archive] = {
     "chaos": Archive(find_chaos, "Train_Sets/MR/<case>/T2SPIR/{DICOM_anon,Ground}"),
     "sabs": Archive(find_sabs, "img/img0001.nii.gz and label/label0001.nii.gz"),
     "mscmr": Archive(find_mscmr, "patient1_C0.nii.gz and patient1_C0_manual.nii.gz"),
-    "folder": Archive(find_folder_cases, "NIfTI files (.nii, .nii.gz) or folders of DICOM files"),
+    "folder": Archive(find_folder_cases, f"scans ({', '.join(SCAN_SUFFIXES)}) or folders of DICOM files"),
 }

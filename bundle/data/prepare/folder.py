@@ -8,36 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..datalist import SUFFIXES, case_name
-from .read import is_dicom, natural_key
-from .source import Case, Found
-
-LABEL_WORD = r"(?:labels?|segs?|segmentations?|masks?|gt|groundtruth|ground_truth|manual|annotations?)"
-IMAGE_WORD = r"(?:images?|img|imgs|scans?|volumes?|vol)"
-LABEL_STEM = re.compile(rf"^(?:{LABEL_WORD}[-_.]?(?=\d|$)|{LABEL_WORD}[-_.]|(.*)[-_.]{LABEL_WORD}$)", re.IGNORECASE)
-IMAGE_STEM = re.compile(rf"^{IMAGE_WORD}(?:[-_.]|(?=\d)|$)|[-_.]{IMAGE_WORD}$", re.IGNORECASE)
-LABEL_FOLDER = re.compile(rf"^(?:{LABEL_WORD}(?:T[rs]|_?final)?|final)$", re.IGNORECASE)
-IMAGE_FOLDER = re.compile(rf"^(?:{IMAGE_WORD}(?:T[rs])?|dicoms?)$", re.IGNORECASE)
+from .formats import file_stem, is_companion, natural_key, scan_files, scan_suffix, why_not_read
+from .look import Look, look_at
+from .names import case_title
+from .plain import find_plain_cases
+from .read import is_dicom
+from .source import Case, Found, Options
+from .structures import Labelled, number_structures
 
 
-def find_folder_cases(src: Path, exclude: Path | None = None) -> Found:
+def find_folder_cases(
+    src: Path, exclude: Path | None = None, options: Options | None = None, progress: bool = False
+) -> Found:
     """Find the cases of any folder, by the layout that it has.
 
     Args:
         src: the folder.
         exclude: a folder below it that is none of its content, the result's.
+        options: which images and labels to take.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: if a ``dataset.json`` or ``datastore_v2.json`` in it is broken.
     """
+    options = options or Options()
     dataset = src / "dataset.json"
-    if dataset.is_file() and (src / "imagesTr").is_dir():
-        return _dataset_folder(src, _read_json(dataset))
+    content = _read_json(dataset) if dataset.is_file() else {}
+    if (src / "imagesTr").is_dir() or (src / "imagesTs").is_dir():
+        return _dataset_folder(src, content, options)
     if (src / "labels" / "final").is_dir() or (src / "datastore_v2.json").is_file():
         return _studies_folder(src)
-    found = _any_folder(src, exclude)
-    if dataset.is_file():
-        found.label_names = _label_names(_read_json(dataset))
+    found = find_plain_cases(src, exclude, options, progress)
+    found.label_names = found.label_names or _label_names(content)
     return found
 
 
@@ -61,36 +63,74 @@ def _label_names(dataset: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """NIfTI files directly in a folder, by number."""
+def _scans_in(folder: Path, aside: list[tuple[str, str]]) -> dict[str, Path]:
+    """The scans of a folder, files and folders of DICOM files, by the names of their cases."""
     if not folder.is_dir():
-        return []
-    files = (p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
-    return sorted(files, key=natural_key)
+        return {}
+    scans: dict[str, Path] = {}
+    for path in scan_files(folder):
+        if file_stem(path) in scans:
+            other = scans[file_stem(path)].name
+            aside.append((f"{folder.name}/{path.name}", f"has the name of {other}; rename one of them"))
+        else:
+            scans[file_stem(path)] = path
+    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in scan_files(folder)]
+    for path in sorted(files, key=natural_key):
+        if not is_dicom(path) and not is_companion(path):
+            aside.append((f"{folder.name}/{path.name}", why_not_read(path)))
+    for below in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())], key=natural_key):
+        if any(p.is_file() and is_dicom(p) for p in below.iterdir()):
+            scans[case_title(below.relative_to(folder)) or folder.name] = below
+    return scans
 
 
-def _dataset_folder(src: Path, dataset: Mapping[str, Any]) -> Found:
+def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> Found:
     """A Decathlon or nnU-Net folder: ``imagesTr``, ``labelsTr``, maybe ``imagesTs``, ``dataset.json``."""
-    images = nifti_files(src / "imagesTr")
-    labels = {case_name(p): p for p in nifti_files(src / "labelsTr")}
-    numbered = bool(images) and all(re.search(r"_\d{4}$", case_name(p)) for p in images)
-    nnunet = "channel_names" in dataset or (numbered and not any(case_name(p) in labels for p in images))
-    cases, notes = [], []
+    aside: list[tuple[str, str]] = []
+    notes: list[str] = []
+    images = {subset: _scans_in(src / f"images{subset}", aside) for subset in ("Tr", "Ts")}
+    labels = {subset: _scans_in(src / f"labels{subset}", aside) for subset in ("Tr", "Ts")}
+    both = {**images["Tr"], **images["Ts"]}
+    numbered = bool(both) and all(re.search(r"_\d{4}$", name) for name in both)
+    nnunet = "channel_names" in dataset or (numbered and not any(name in labels["Tr"] for name in images["Tr"]))
+    if options.label is not None or (options.image is not None and not nnunet):
+        raise ValueError(f"{src}: holds one image and label a case by its layout; leave --image and --label out")
+    wanted = str(options.image or 0).zfill(4)
+    with_segments = any(scan_suffix(label) == ".seg.nrrd" for group in labels.values() for label in group.values())
+    labelled = []
     for subset in ("Tr", "Ts"):
         extra = 0
-        truth = labels if subset == "Tr" else {case_name(p): p for p in nifti_files(src / "labelsTs")}
-        for image in nifti_files(src / f"images{subset}"):
-            name = case_name(image)
+        truth = labels[subset]
+        for name, image in images[subset].items():
             if nnunet:
                 name, _, channel = name.rpartition("_")
-                if channel != "0000":
+                if channel != wanted:
                     extra += 1
                     continue
-            cases.append(Case(name, image, truth.get(name), src / f"labels{subset}" / f"{name}.nii.gz", subset))
+            label = truth.pop(name, None)
+            expected = src / f"labels{subset}" / f"{name}.nii.gz"
+            labelled.append(
+                Labelled(
+                    Case(name, image, None, expected, subset),
+                    [] if label is None else [(label, "", look_at(label) if with_segments else Look())],
+                )
+            )
         if extra:
-            notes.append(f"images{subset}: {extra} files of further channels are left aside, channel 0000 is taken")
+            notes.append(
+                f"images{subset}: {extra} files of further channels are left aside, channel {wanted} is taken; "
+                "--image 0001 takes another"
+            )
+        for path in truth.values():
+            reason = f"a label without an image; expected {file_stem(path)}{'_0000' * nnunet}.nii.gz in images{subset}"
+            aside.append((f"labels{subset}/{path.name}", reason))
+    others = (path for path in src.iterdir() if path.is_dir() and re.fullmatch(r"(?i)images.+", path.name))
+    reason = "not read, only imagesTr and imagesTs are; prepare it as a folder of its own"
+    aside += [(f"{path.name}/", reason) for path in sorted(others) if path.name not in ("imagesTr", "imagesTs")]
+    aside += [(path.name, "lies outside of imagesTr and imagesTs; move it there") for path in scan_files(src)]
     layout = "nnU-Net" if nnunet else "Medical Segmentation Decathlon"
-    return Found(cases, _label_names(dataset), notes, layout)
+    cases, names = number_structures([item for item in labelled if item.labels], notes, _label_names(dataset))
+    done = {(case.subset, case.name): case for case in cases}
+    return Found([done.get((i.case.subset, i.case.name), i.case) for i in labelled], names, notes, layout, aside)
 
 
 def _studies_folder(src: Path) -> Found:
@@ -113,10 +153,10 @@ def _studies_folder(src: Path) -> Found:
     if len({m for m in maps.values() if m}) == 1:  # all labels agree: their own values stay
         values = {k: v for v, k in _own_names(maps, values).items()}
         maps = {}
-    labels = {case_name(p): p for p in nifti_files(src / "labels" / "final")}
+    labels = {file_stem(p): p for p in scan_files(src / "labels" / "final")}
     cases = []
-    for image in nifti_files(src):
-        name = case_name(image)
+    for image in scan_files(src):
+        name = file_stem(image)
         label = src / "labels" / "final" / image.name
         cases.append(Case(name, image, labels.get(name), label, label_map=maps.get(name, ())))
     names = {value: name for name, value in values.items()}
@@ -128,64 +168,3 @@ def _studies_folder(src: Path) -> Found:
 def _own_names(maps: Mapping[str, tuple[tuple[int, int], ...]], values: Mapping[str, int]) -> dict[int, str]:
     names = {value: name for name, value in values.items()}
     return {source: names[target] for source, target in next(m for m in maps.values() if m)}
-
-
-def _any_folder(src: Path, exclude: Path | None) -> Found:
-    """NIfTI files and DICOM folders wherever they lie; labels by their names or by the names of their folders.
-
-    A scan and its label agree in what remains of their paths without the words that stand for image and label:
-    ``img/img01.nii.gz`` and ``label/label01.nii.gz``, ``a.nii.gz`` and ``a_seg.nii.gz``, ``p1/dicom/*`` and
-    ``p1/mask.nii.gz``.
-    """
-    images: list[tuple[tuple[str, ...], tuple[str, ...], Path]] = []
-    labels: dict[tuple[str, ...], Path] = {}
-    notes, ignored = [], 0
-    for folder in sorted([src, *(p for p in src.rglob("*") if p.is_dir())], key=natural_key):
-        parts = folder.relative_to(src).parts
-        if any(p.startswith(".") for p in parts) or (exclude is not None and exclude in (folder, *folder.parents)):
-            continue
-        in_labels = any(LABEL_FOLDER.match(p) for p in parts)
-        place = tuple(p for p in parts if not LABEL_FOLDER.match(p) and not IMAGE_FOLDER.match(p))
-        niftis = nifti_files(folder)
-        others = [p for p in folder.iterdir() if p.is_file() and p not in niftis and not p.name.startswith(".")]
-        if any(is_dicom(p) for p in others):
-            if in_labels:
-                notes.append(f"{folder.relative_to(src)}: DICOM among labels is left aside; convert it to NIfTI")
-            else:
-                images.append((place, place, folder))
-        else:
-            ignored += len(others)
-        for path in niftis:
-            stem = case_name(path)
-            if in_labels or LABEL_STEM.search(stem):
-                labels[_identity(place, _strip_label(stem))] = path
-            else:
-                images.append((_identity(place, IMAGE_STEM.sub("", stem)), place, path))
-    cases = []
-    taken: set[str] = set()
-    for identity, place, path in images:
-        wanted = [identity, tuple(re.sub(r"_0000$", "", part) for part in identity)]
-        if sum(other == place for _, other, _ in images) == 1:
-            wanted.append(place)  # the only scan of its folder: a label named for the folder, or just "label"
-        label = next((labels.pop(key) for key in wanted if key in labels), None)
-        name = "_".join(place if path.is_dir() or identity == place else (*place, case_name(path)))
-        name = re.sub(r"[^\w.-]+", "_", name or case_name(path.resolve()))
-        if name in taken:
-            name = f"{name}_{len(taken)}"
-        taken.add(name)
-        cases.append(Case(name, path, label))
-    notes += [f"{path.relative_to(src)}: a label without an image" for path in labels.values()]
-    if ignored:
-        notes.append(f"{ignored} other files are left aside")
-    return Found(sorted(cases, key=lambda case: natural_key(case.name)), {}, notes, "plain folder")
-
-
-def _strip_label(stem: str) -> str:
-    match = LABEL_STEM.search(stem)
-    rest = stem if match is None else (match[1] if match[1] is not None else stem[match.end() :])
-    return IMAGE_STEM.sub("", rest)
-
-
-def _identity(place: tuple[str, ...], key: str) -> tuple[str, ...]:
-    """What a file and its label share: folders and stem, or folders alone when they tell the case already."""
-    return place if not key or (place and key.lower() == place[-1].lower()) else (*place, key)

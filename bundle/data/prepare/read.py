@@ -1,16 +1,15 @@
-"""Readers: NIfTI files, DICOM series and PNG masks, each with one clear line when a file is bad."""
+"""Readers: DICOM series and PNG masks, each with one clear line when a file is bad."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.utils import optional_import
 
+from .formats import first_line, natural_key
 from .volume import Volume
 
 pydicom, HAS_PYDICOM = optional_import("pydicom")
@@ -18,38 +17,6 @@ pil_image, _ = optional_import("PIL.Image")
 
 GAP_TOLERANCE = 0.05  # share of the slice distance by which a gap may differ
 PLACE_TOLERANCE_MM = 0.1  # by which a slice may lie beside the line through the others
-
-
-def natural_key(path: Path | str) -> list[Any]:
-    """Sort key that counts: ``IMG-2`` before ``IMG-10``."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", str(path))]
-
-
-def read_nifti(path: Path, channel: int | None = None) -> Volume:
-    """Read a 3D volume from a NIfTI file.
-
-    Args:
-        path: the file.
-        channel: which volume of a 4D file; ``None`` refuses 4D files.
-
-    Raises:
-        ValueError: naming the file, if it is broken or not 3D.
-    """
-    try:
-        image = nib.load(path)
-        array = np.asanyarray(image.dataobj)
-    except Exception as error:  # nibabel raises whatever the broken byte leads to; all of it means the same
-        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); replace the file") from None
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 4 and channel is not None:
-        if not 0 <= channel < array.shape[-1]:
-            raise ValueError(f"{path}: channel {channel} is wanted, but there are {array.shape[-1]}, counted from 0")
-        array = array[..., channel]
-    if array.ndim != 3:
-        remedy = "choose a volume with --channel" if array.ndim == 4 else "convert it to a 3D volume"
-        raise ValueError(f"{path}: expected one 3D volume, got shape {array.shape}; {remedy}")
-    return Volume(array, np.asarray(image.affine, dtype=np.float64))
 
 
 def is_dicom(path: Path) -> bool:
@@ -122,7 +89,7 @@ def _read_slice(path: Path) -> dict[str, Any]:
         frames = int(getattr(data, "NumberOfFrames", 1) or 1)
         array = data.pixel_array if frames == 1 else None
     except Exception as error:  # pydicom and its codecs raise whatever the broken byte leads to
-        raise ValueError(f"{path}: cannot be read as DICOM ({_first_line(error)}); replace the file") from None
+        raise ValueError(f"{path}: cannot be read as DICOM ({first_line(error)}); replace the file") from None
     if array is None:
         raise ValueError(f"{path}: {frames} frames in one file are not read; convert it to NIfTI, with dcm2niix")
     missing = [k for k in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not data.get(k)]
@@ -224,12 +191,7 @@ def _read_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
         with pil_image.open(path) as image:
             array = np.asarray(image if image.mode in ("L", "1") else image.convert("L"))
     except Exception as error:  # as above
-        raise ValueError(f"{path}: cannot be read as PNG ({_first_line(error)}); replace the file") from None
+        raise ValueError(f"{path}: cannot be read as PNG ({first_line(error)}); replace the file") from None
     if array.shape != shape:
         raise ValueError(f"{path}: mask of {array.shape} pixels does not fit its slice of {shape}; replace the file")
     return array
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -27,7 +27,7 @@ from .source import Case, Found, Options
 from .volume import apply_recipe, guess_body_box, guess_modality
 from .write import RECORDS, read_records, write_dataset, write_nifti
 
-VERSION = 1  # of the results: a change of the code that changes voxels raises it, and old results are made anew
+VERSION = 2  # of the results: a change of the code that changes voxels raises it, and old results are made anew
 
 
 def prepare_dataset(
@@ -73,12 +73,9 @@ def prepare_dataset(
         raise ValueError(f"{dst}: dst must be another folder than src")
     if num_workers is not None and not (isinstance(num_workers, int) and num_workers > 0):
         raise ValueError(f"num_workers must be a positive whole number, got {num_workers!r}")
-    found = find_folder_cases(src, dst) if kind == "folder" else ARCHIVES[kind].find(src)
+    found = find_folder_cases(src, dst, options, progress) if kind == "folder" else ARCHIVES[kind].find(src)
     _check_found(kind, src, found)
     _check_destination(kind, dst)
-    for note in found.notes:
-        say(f"note: {note}")
-
     cases, skipped, notes = [], [], list(found.notes)
 
     def skip(case: Case, reason: str) -> None:
@@ -103,13 +100,14 @@ def prepare_dataset(
     order = {case.name: index for index, case in enumerate(found.cases)}
     cases.sort(key=lambda record: order[record["case"]])
     skipped.sort(key=lambda item: order[item["case"]])
-    unlabeled = [record["case"] for record in cases if not record["voxels"] and record["subset"] == "Tr"]
-    if unlabeled and len(unlabeled) < len(cases):
-        notes.append(f"no label, good for training alone: {', '.join(unlabeled)}")
-        say(f"note: {notes[-1]}")
+    notes += [note for record in cases for note in record["notes"]]
     if len({record["modality"] for record in cases}) > 1:
         notes.append("CT and MR in one folder: they need different settings, so prepare each into a folder of its own")
-        say(f"note: {notes[-1]}")
+    sources = {case.name: case for case in found.cases}
+    for record in cases:
+        case = sources[record["case"]]
+        record["image"] = _below(src, case.image)
+        record["label"] = None if case.label is None else _below(src, case.label)
     summary = {
         "recipe": kind,
         "layout": found.layout or kind,
@@ -119,6 +117,7 @@ def prepare_dataset(
         "prepared": sum(not record["reused"] for record in cases),
         "already_there": sum(record["reused"] for record in cases),
         "skipped": skipped,
+        "aside": [{"file": file, "reason": reason} for file, reason in found.aside],
         "notes": notes,
         "cases": cases,
     }
@@ -131,9 +130,15 @@ def prepare_dataset(
     return summary
 
 
+def _below(src: Path, path: Path) -> str:
+    """A path relative to the source, with a slash at the end of a folder."""
+    return path.relative_to(src).as_posix() + ("/" if path.is_dir() else "")
+
+
 def _check_found(kind: str, src: Path, found: Found) -> None:
     if not found.cases:
-        raise ValueError(f"{src}: nothing to prepare; expected {ARCHIVES[kind].hint}")
+        first = "".join(f"; {file}: {reason}" for file, reason in found.aside[:1])
+        raise ValueError(f"{src}: nothing to prepare; expected {ARCHIVES[kind].hint}{first}")
     twice = [name for name, count in Counter(case.name for case in found.cases).items() if count > 1]
     if twice:
         raise ValueError(f"{src}: several scans of one name, {', '.join(twice[:3])}; give the folder of one copy")
@@ -174,7 +179,7 @@ def _prepare_case(kind: str, case: Case, dst: Path, recipe: Recipe, options: Opt
     record_file.unlink(missing_ok=True)
     for old in (image_file, label_file):
         old.unlink(missing_ok=True)
-    image, label = load_case(case, recipe, options)
+    image, label, notes = load_case(case, recipe, options)
     result, result_label = apply_recipe(image, label, recipe)
     values = result_label.array if result_label is not None else np.zeros(0, np.uint8)
     voxels = {str(v): int(n) for v, n in zip(*np.unique(values, return_counts=True)) if v > 0}
@@ -194,6 +199,7 @@ def _prepare_case(kind: str, case: Case, dst: Path, recipe: Recipe, options: Opt
         "range": [float(result.array.min()), float(result.array.max())],
         "body_box": guess_body_box(result, modality),
         "voxels": voxels,
+        "notes": notes,
         "source_shape": list(image.array.shape),
         "source_spacing_mm": [round(v, 5) for v in image.spacing_mm],
         "key": key,
@@ -210,7 +216,9 @@ def _prepare_case(kind: str, case: Case, dst: Path, recipe: Recipe, options: Opt
 def _fingerprint(case: Case, recipe: Recipe, options: Options) -> str:
     """Changes with the source files and with every setting; does not change when the archive moves."""
     parts: list[Any] = [VERSION, case.subset, case.label_map, recipe, options]
-    for source in (case.image, case.label):
+    parts += [(part.path.name, part.target, part.value, part.layer) for part in case.parts]
+    labels = dict.fromkeys(part.path for part in case.parts) or (case.label,)
+    for source in (case.image, *labels):
         if source is not None:
             files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
             parts.append([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+LONGEST_CELL = 60  # characters of a cell of a table
 
-def format_summary(summary: Mapping[str, Any], max_labels: int = 20) -> str:
-    """A table of the cases, the voxels of each label, what was skipped and why.
+
+def format_summary(summary: Mapping[str, Any], max_labels: int = 20, max_files: int = 5) -> str:
+    """The cases and where they come from, the voxels of each label, what was left aside and why, what to do next.
 
     Args:
         summary: what :func:`prepare_dataset` returns.
         max_labels: how many labels to list.
+        max_files: how many files to list that are left aside for one reason.
     """
     cases, skipped = summary["cases"], summary["skipped"]
     names = {v: n for v, n in summary.get("label_names", {}).items() if v != "0"}
     lines = []
     if cases:
-        rows = [("case", "", "shape", "spacing mm", "from", "spacing mm", "intensity", "labels")]
-        for case in cases:
-            rows.append(
-                (
-                    case["case"],
-                    case["modality"],
-                    _times(case["shape"]),
-                    _times(case["spacing_mm"]),
-                    _times(case["source_shape"]),
-                    _times(case["source_spacing_mm"]),
-                    f"{case['range'][0]:g}..{case['range'][1]:g}",
-                    ",".join(case["voxels"]) or "none",
-                )
+        lines += _table(
+            ("case", "image", "label"),
+            [(c["case"], c["image"], _label_cell(c, any(other["voxels"] for other in cases))) for c in cases],
+        )
+        rows = [
+            (
+                case["case"],
+                case["modality"],
+                _times(case["shape"]),
+                _times(case["spacing_mm"]),
+                _times(case["source_shape"]),
+                _times(case["source_spacing_mm"]),
+                f"{case['range'][0]:g}..{case['range'][1]:g}",
+                ",".join(case["voxels"]) or "none",
             )
-        rows = [(*row[:-1], row[-1] if len(row[-1]) <= 30 else f"{row[-1][:27]}...") for row in rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+            for case in cases
+        ]
+        lines += ["", *_table(("case", "", "shape", "spacing mm", "from", "spacing mm", "intensity", "labels"), rows)]
         voxels: Counter[str] = Counter()
         scans: Counter[str] = Counter()
         for case in cases:
@@ -44,13 +50,71 @@ def format_summary(summary: Mapping[str, Any], max_labels: int = 20) -> str:
             lines.append(f"{value} = {names.get(value, '(no name)')}: {voxels[value]} voxels in {scans[value]} scans")
         if len(scans) > max_labels:
             lines.append(f"... and {len(scans) - max_labels} more labels, in prepare_summary.json")
+        lines.append("")
+    reasons: dict[str, list[str]] = {}
+    for item in summary["aside"]:
+        reasons.setdefault(item["reason"], []).append(item["file"])
+    for reason, files in reasons.items():
+        more = f" and {len(files) - max_files} more, in prepare_summary.json" if len(files) > max_files else ""
+        lines.append(f"left aside {', '.join(files[:max_files])}{more}: {reason}")
     lines += [f"note: {note}" for note in summary["notes"]]
     lines += [f"skipped {item['case']}: {item['reason']}" for item in skipped]
     lines.append(
         f"{summary['prepared']} prepared, {summary['already_there']} already there, {len(skipped)} skipped "
         f"in {summary['seconds']:.1f} s; {summary['layout']} -> {summary['dst']}"
     )
+    if cases:
+        lines += ["", *next_steps(cases, summary["dst"])]
     return "\n".join(lines)
+
+
+def next_steps(cases: Sequence[Mapping[str, Any]], dst: str) -> list[str]:
+    """What to type after a preparation: check the data set, then segment what has no label, or train.
+
+    Args:
+        cases: of the summary.
+        dst: the folder of the result.
+    """
+    folder = shlex.quote(str(dst))
+    run = "python -m monai.bundle run --config_file configs/{}.json --dataset_dir " + folder
+    labelled = [case["case"] for case in cases if case["voxels"] and case["subset"] == "Tr"]
+    held = [case["case"] for case in cases if case["subset"] == "Ts"]
+    bare = held or [case["case"] for case in cases if not case["voxels"]]
+    check = f"  python -m scripts.check {folder}"
+    if labelled and bare:
+        what = f"{len(bare)} scan{'s' * (len(bare) > 1)}"
+        output = shlex.quote(str(Path(dst) / "segmented"))
+        return [
+            "next: check the data, then segment " + what,
+            check,
+            f"  {run.format('inference')} --output_dir {output}",
+        ]
+    if labelled:
+        return [
+            "next: check the data, then train on it; every scan has a label, so add scans to segment and prepare again",
+            check,
+            f"  {run.format('train')}",
+        ]
+    return [
+        "next: no scan has a label; training needs none, but to segment, label one scan, save the label beside its "
+        f"image as {Path(cases[0]['image']).name.split('.')[0] or cases[0]['case']}_label.nii.gz and prepare again",
+        check,
+        f"  {run.format('train')}",
+    ]
+
+
+def _label_cell(case: Mapping[str, Any], any_labelled: bool) -> str:
+    """What the label of a case is, or what the scan without one is for."""
+    if case["label"] is None:
+        return "none: to be segmented" if any_labelled else "none"
+    return case["label"] if case["voxels"] else f"{case['label']}: empty, every voxel is 0"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with their columns below each other."""
+    cells = [[cell if len(cell) <= LONGEST_CELL else f"{cell[: LONGEST_CELL - 3]}..." for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *cells]]
 
 
 def _times(values: Any) -> str:
