@@ -1,6 +1,6 @@
 """Measure accuracy, cross-validated or on a data set that was left out, whole volumes, and speed; write tables.
 
-Usage: python -m scripts.benchmark {accuracy,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
+Usage: python -m scripts.benchmark {accuracy,steps,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
        python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
 """
 
@@ -26,12 +26,14 @@ from bundle.ids import suggest
 
 from .on_demand import OnDemand
 from .speed import speed
+from .steps import Step, digest, make_steps
 from .volumes import volumes
 
 ROOT = Path(__file__).resolve().parent.parent
 data = OnDemand("bundle.data")
 options = OnDemand("bundle.options")
 monai_bundle = OnDemand("monai.bundle")
+EVALUATE = "configs/evaluate.json"
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,99 @@ def transfer(
     return "\n\n".join(tables)
 
 
+def steps(
+    dataset_dir: str,
+    output_dir: str,
+    protocols: Sequence[str] = ("official", "volume"),
+    folds: Sequence[int] = (2, 3),
+    seeds: Sequence[int] = (0, 1),
+    num_folds: int = 5,
+    num_steps: int = 500,
+    batch_size: int = 4,
+    jobs: int = 1,
+) -> str:
+    """Go from the published recipe to the default one, one ingredient at a time; print and write the table.
+
+    The encoder, its first weights, the number of steps and the episodes a step are the same in every row. Rows that
+    differ in the inference alone share a training. Goes on where an earlier call stopped; the table is written after
+    each evaluation, so that an unfinished run leaves what it has.
+
+    Args:
+        dataset_dir: folder of the data set, every image labelled.
+        output_dir: folder of the runs.
+        protocols: protocols to evaluate under.
+        folds: folds to run.
+        seeds: seeds of the trainings.
+        num_folds: folds of the data set.
+        num_steps: steps of a training.
+        batch_size: episodes a step.
+        jobs: folds and seeds side by side, each with its share of the processor's cores.
+    """
+    rows = make_steps(json.loads((ROOT / "configs/paper.json").read_text()))
+    root, threads = Path(output_dir), max(1, (os.cpu_count() or 1) // jobs)
+    train_files, test_files = ["configs/train.json", "configs/fold.json"], ["configs/inference.json", EVALUATE]
+    known = _ids(train_files)
+    schedule = {"max_epochs": 1, "epoch_length": num_steps * batch_size, "batch_size": batch_size, "val_interval": 2}
+    found: list[tuple[int, str, int, int, dict[str, float]]] = []
+
+    def work(run: Run) -> None:
+        split = {"dataset_dir": str(dataset_dir), "fold": run.fold, "folds": num_folds}
+        for number, step in enumerate(rows):
+            training = {**step.training(known), **schedule}
+            weights = ROOT / "models/pretrained/efficientnet_lite0_imagenet.pt"
+            name = "untrained"
+            if step.trained:
+                name = f"training_{digest(training)}"
+                settings = {**split, "seed": run.seed, "cache_dir": str(root / "cache"), "protocol": "official"}
+                files = [*train_files, _overlay(root / run.name / name / "ids.json", training)]
+                weights = _train(files, settings, root / run.name / name, threads)
+            for protocol in protocols:
+                folder = root / run.name / name / f"{protocol}_{digest(step.ids)}"
+                settings = {**split, "protocol": protocol, "output_dir": str(folder), "ckpt_path": str(weights)}
+                settings |= {"overlays": False, "save_confidence": False, "save_similarity": False}
+                if not (folder / "summary.json").is_file():
+                    files = [*test_files, _overlay(folder.with_suffix(".json"), step.ids)]
+                    _bundle_run(files, settings, folder.with_suffix(".log"), threads)
+                scores = json.loads((folder / "summary.json").read_text())["per_label"]
+                found.append((number, protocol, run.fold, run.seed, scores))
+                print(run.name, protocol, step.name, scores, flush=True)
+                _steps_table(root, rows, sorted(found, key=lambda cell: cell[:4]), protocols)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, [Run(fold, seed) for seed in seeds for fold in folds]))
+    return (root / "steps.md").read_text()
+
+
+def _overlay(path: Path, ids: Mapping[str, Any]) -> str:
+    """Write ids as a config that is laid over others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(ids, indent=4) + "\n")
+    return str(path)
+
+
+def _steps_table(
+    root: Path, rows: Sequence[Step], found: Sequence[tuple[int, str, int, int, dict[str, float]]], protocols: Sequence[str]
+) -> None:
+    """Write what was measured, a line an evaluation, and a table of the means over folds and seeds."""
+    names = list(found[0][4])
+    with replacing(root / "steps.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "adds", "protocol", "fold", "seed", *names, "mean"])
+        for number, protocol, fold, seed, scores in found:
+            values = [*scores.values(), statistics.fmean(scores.values())]
+            writer.writerow([number, rows[number].name, protocol, fold, seed, *(f"{value:.2f}" for value in values)])
+    lines = ["| each row adds | " + " | ".join(f"`{protocol}` | runs" for protocol in protocols) + " |"]
+    lines.append("|---" * (1 + 2 * len(protocols)) + "|")
+    for number, step in enumerate(rows):
+        cells = []
+        for protocol in protocols:
+            means = [statistics.fmean(c[4].values()) for c in found if c[:2] == (number, protocol)]
+            sd = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
+            cells += [f"{statistics.fmean(means):.2f}{sd}" if means else "not measured", str(len(means))]
+        lines.append(f"| {step.name} | {' | '.join(cells)} |")
+    write_text(root / "steps.md", "\n".join(lines) + "\n")
+
+
 def _train(configs: Sequence[str], overrides: dict[str, Any], folder: Path, threads: int) -> Path:
     """Train in a folder, or take the weights that an earlier call finished there."""
     trained = folder / "models" / "model_final.pt"
@@ -282,7 +377,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
+        commands = {"accuracy": accuracy, "transfer": transfer, "steps": steps, "volumes": volumes, "speed": speed}
         fire.Fire(commands, name="scripts.benchmark")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
