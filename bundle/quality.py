@@ -30,7 +30,8 @@ def describe_quality(
 
     Returns:
         ``{"modality": "ct" or "mr", "modality_reason": text, "support_similarity": …, "rotated_degrees": …,
-        "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is fine.
+        "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is
+        fine.
     """
     found: dict[str, Any] = {}
     warnings = []

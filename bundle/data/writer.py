@@ -46,7 +46,7 @@ class VolumeWriter(NibabelWriter):
             nib.save(self._on_source(volume), temporary)
 
     def _on_source(self, volume: nib.Nifti1Image) -> nib.Nifti1Image:
-        """The volume with the geometry of its source, if that is a NIfTI file with this grid; else in mm, by its affine.
+        """The volume with the geometry of its source, if that is a NIfTI file of this grid; else by its affine, in mm.
 
         MONAI's own way would turn a NIfTI-2 file, of more digits, into NIfTI-1.
         """

@@ -57,7 +57,7 @@ class MatchLabel(Transform):
         if (whole != array[0]).any():
             logger.info(f"{names[0]}: label values are rounded to whole numbers")
         affine = np.asarray(label.meta.get("original_affine", label.affine), dtype=float)
-        placement = check_placement(whole.shape, affine, shape, grid, *names, image.meta.get(OTHER_AFFINE))
+        placement = check_placement(whole.shape, affine, shape, grid, names[0], names[1], image.meta.get(OTHER_AFFINE))
         placed = paste(whole, placement, shape)
         if placed is None:
             raise ValueError(f"{names[0]}: labels lie outside of the image {names[1]}; repair the header")
