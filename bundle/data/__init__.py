@@ -28,6 +28,7 @@ from .protocol import (
 from .read_ahead import ReadAheadLoader
 from .reader import NiftiReader
 from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
+from .support_check import SupportCheck
 from .writer import VolumeWriter
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ReadAheadLoader",
     "NiftiReader",
     "SliceBank",
+    "SupportCheck",
     "SupportScan",
     "VolumeWriter",
     "case_name",
