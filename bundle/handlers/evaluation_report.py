@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
-from ..keys import PRED, TRUTH_MASKS
-from ..metrics import scan_dice
+from ..keys import PRED
+from ..metrics import ScanDice
 from .cases import scan_name
 from .finished import FinishedCases
 
@@ -33,7 +32,7 @@ class EvaluationReport:
         labels: label values, in the order of the masks.
         names: name of each value.
         protocol: name of the protocol.
-        within_extent: see :func:`scan_dice`.
+        metric: the evaluator's, which measures each case before this handler is asked.
         details: further entries of the summary, such as fold and support.
         finished: cases that an interrupted run finished; their rows are taken from its table.
     """
@@ -44,7 +43,7 @@ class EvaluationReport:
         labels: Sequence[int],
         names: Mapping[int, str],
         protocol: str,
-        within_extent: bool,
+        metric: ScanDice,
         details: Mapping[str, Any] | None = None,
         finished: FinishedCases | None = None,
     ) -> None:
@@ -52,7 +51,7 @@ class EvaluationReport:
         self.labels = list(labels)
         self.names = {value: names.get(value, f"label {value}") for value in self.labels}
         self.protocol = protocol
-        self.within_extent = within_extent
+        self.metric = metric
         self.details = dict(details or {})
         self.finished = finished
         self.rows: list[dict[str, Any]] = []
@@ -75,13 +74,9 @@ class EvaluationReport:
                     self.rows.append({**row, "label": int(row["label"]), "dice": dice})
 
     def add(self, engine: Engine) -> None:
-        """Measure the cases of an iteration and write the table; of several processes, the first writes its own."""
-        for output in engine.state.output:
-            dice = scan_dice(
-                output[PRED].as_subclass(torch.Tensor),
-                output[TRUTH_MASKS].as_subclass(torch.Tensor),
-                self.within_extent,
-            )
+        """Add the cases of an iteration and write the table; of several processes, the first writes its own."""
+        cases = engine.state.output
+        for output, dice in zip(cases, self.metric.measured[-len(cases) :]):
             case = scan_name(output[PRED])
             for value, score in zip(self.labels, dice.tolist()):
                 percent = "" if np.isnan(score) else round(100 * score, 3)

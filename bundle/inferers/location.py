@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..networks.blocks.prototypes import grid_positions, normalize
+from ..networks.blocks.prototypes import grid_positions, normalize, similarity
+from ..networks.precision import in_single_precision
 
 
 def describe_slices(features: Tensor, cells: int = 4) -> Tensor:
@@ -196,6 +197,7 @@ class CellRegistration:
         self.depth_weight = depth_weight
         self.pooling = pooling
 
+    @in_single_precision
     def __call__(
         self,
         query: Tensor,
@@ -224,29 +226,31 @@ class CellRegistration:
         slice_cm = support_spacing / 10
         depths = (positions.to(query) * slice_cm)[:, None, None]
         side = min(self.pooling, *size)
-        cells = normalize(F.avg_pool2d(query, side), 1)
-        targets = normalize(F.avg_pool2d(support, side), 1).flatten(2).transpose(1, 2)  # (Ds, P, D)
+        cells = F.avg_pool2d(query, side)
+        targets = F.avg_pool2d(support, side).flatten(2).transpose(1, 2)  # (Ds, P, D)
         height, width = cells.shape[-2:]
         centers = grid_positions(height, width, query)
         start = _at_depth(centers, depths)  # (Dq, 3, P)
         planes = torch.arange(len(support), device=query.device)[:, None, None] * slice_cm
         spots = _at_depth(centers, planes).transpose(1, 2)  # (Ds, P, 3)
-        weight = torch.tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt().to(query)
+        weight = query.new_tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt()
         steps = torch.arange(-reach, reach + 1, device=query.device)
         moved = torch.zeros_like(start)
+        slices_a_pass = 64 if query.is_cuda else 4  # few kernels there, what fits into the cache here
         for sigma, sigma_mm in zip(self.smoothing, self.smoothing_mm):
-            here = start + moved
-            around = (here[:, 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps
+            here = (start + moved).transpose(1, 2)  # (Dq, P, 3)
+            around = (here[..., 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps
             known = (around >= 0) & (around < len(support))
             moved = moved.clone()
-            for index in range(len(query)):
-                near = around[index][known[index]]
-                if not len(near):
-                    continue  # no support slice is near
-                coordinates = spots[near].flatten(0, 1)
-                similar = self.temperature * targets[near].flatten(0, 1) @ cells[index].flatten(1)
-                similar = similar - torch.cdist(coordinates * weight, here[index].T * weight).square()
-                moved[index] = coordinates.T @ similar.softmax(dim=0) - start[index]
+            for part in known.any(dim=1).nonzero()[:, 0].split(slices_a_pass):  # where a support slice is near
+                index = around[part].clamp(0, len(support) - 1)
+                near = spots[index].flatten(1, 2)  # (b, K * P, 3)
+                vectors = targets[index].flatten(1, 2)
+                similar = similarity(cells[part], vectors, self.temperature, near * weight, here[part] * weight)
+                absent = ~known[part].repeat_interleave(len(centers), dim=1)
+                share = similar.masked_fill_(absent[..., None], -math.inf).softmax(dim=1)
+                middle = here[part].mean(dim=1, keepdim=True)  # see similarity_factors
+                moved[part] = torch.bmm((near - middle).transpose(1, 2), share) + middle.transpose(1, 2) - start[part]
             field = moved.reshape(len(query), 3, height, width)
             field = _blur(_blur(field, 2, sigma * height), 3, sigma * width)
             moved = _blur(field, 0, sigma_mm / query_spacing).flatten(2)

@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import IgniteMetricHandler, from_engine
 
 from bundle.handlers import EvaluationReport
+from bundle.metrics import ScanDice
 
 from ..conftest import volume
 
@@ -29,9 +31,17 @@ CASES = [
 ]
 
 
-def run(tmp_path, cases, **arguments):
-    settings = {"labels": [4, 2], "names": {4: "liver"}, "protocol": "volume", "within_extent": False, **arguments}
-    engine = Engine(lambda _, batch: [batch])
+def measuring(within_extent=False):
+    """An engine that measures each case, and its metric, as evaluators do."""
+    engine, metric = Engine(lambda _, batch: [batch]), ScanDice(within_extent)
+    transform = from_engine(["pred", "truth_masks"])
+    IgniteMetricHandler(metric_fn=metric, output_transform=transform).attach(engine, "scan_dice")
+    return engine, metric
+
+
+def run(tmp_path, cases, within_extent=False, **arguments):
+    engine, metric = measuring(within_extent)
+    settings = {"labels": [4, 2], "names": {4: "liver"}, "protocol": "volume", "metric": metric, **arguments}
     EvaluationReport(tmp_path / "new", **settings).attach(engine)
     engine.run(cases)
     with open(tmp_path / "new" / "metrics.csv", newline="") as file:
@@ -64,8 +74,8 @@ def test_label_that_no_case_shows_is_left_out_of_the_mean(tmp_path):
 
 def test_table_is_complete_after_every_case_and_a_second_run_starts_anew(tmp_path):
     seen = []
-    engine = Engine(lambda _, batch: [batch])
-    EvaluationReport(tmp_path, [4, 2], {}, "volume", False).attach(engine)
+    engine, metric = measuring()
+    EvaluationReport(tmp_path, [4, 2], {}, "volume", metric).attach(engine)
 
     @engine.on(Events.ITERATION_COMPLETED)
     def count(_):

@@ -19,6 +19,7 @@ from ..blocks.prototypes import (
     resize_mask,
     similarity,
 )
+from ..precision import in_single_precision
 
 GATES = ("official", "matched", "off")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -214,6 +215,32 @@ class ALPNet(nn.Module):
         Returns:
             Scores ``(B, 1 + way, h, w)``, channel 0 the background.
         """
+        if torch.jit.is_scripting():
+            return self._match(query, support, foreground, background, places, depths)
+        return self._match_in_single_precision(query, support, foreground, background, places, depths)
+
+    @torch.jit.unused
+    @in_single_precision
+    def _match_in_single_precision(
+        self,
+        query: Tensor,
+        support: Tensor,
+        foreground: Tensor,
+        background: Tensor,
+        places: Optional[Tensor],
+        depths: Optional[Tensor],
+    ) -> Tensor:
+        return self._match(query, support, foreground, background, places, depths)
+
+    def _match(
+        self,
+        query: Tensor,
+        support: Tensor,
+        foreground: Tensor,
+        background: Tensor,
+        places: Optional[Tensor],
+        depths: Optional[Tensor],
+    ) -> Tensor:
         batch, images, depth, height, width = support.shape
         ways = foreground.shape[1] // images
         window = self.training_window if self.training else self.testing_window
