@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from monai.utils import optional_import
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -29,7 +31,8 @@ class EpisodeDataset(Dataset):
 
     The scans are read and cut into superpixels when the first episode is asked for, not before: building the object
     costs nothing and needs no file. An episode depends on ``seed`` and its index alone, so that the same indices give
-    the same episodes whatever the number of workers, of processes, or of interruptions.
+    the same episodes whatever the number of workers, of processes, or of interruptions. Several processes of a training
+    that share ``cache_dir`` share the work: each begins with its part of the scans, and finds those of the others there.
 
     Args:
         data: ``[{"image": path, "label": path}, …]``. Labels are read only for ``exclude_labels``.
@@ -108,11 +111,14 @@ class EpisodeDataset(Dataset):
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
             cache = ArrayCache(self.cache_dir, [type(self), self.transform])
+            rank, processes = _process()
+            order = own_first(len(entries), rank, processes)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
-                scans = pool.map(partial(self._read, cache), entries)
-                if self.progress and has_tqdm:
+                scans = pool.map(partial(self._read, cache), [entries[index] for index in order])
+                if self.progress and has_tqdm and rank == 0:
                     scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
-                parts = list(scans)
+                done = dict(zip(order, scans))
+            parts = [done[index] for index in range(len(entries))]
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:
                 raise ValueError(f"slices must be of one size after preprocessing, got {sorted(sizes)}")
@@ -191,12 +197,28 @@ class EpisodeSampler(DistributedSampler):
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
 
 
-def share_of_batch(batch_size: int, num_processes: int) -> int:
-    """Episodes a step of one process, so that all together take ``batch_size``.
+def own_first(count: int, rank: int, processes: int) -> list[int]:
+    """Order in which one of several processes does what all of them need: its own part first, then the others' parts."""
+    return [index for step in range(processes) for index in range((rank + step) % processes, count, processes)]
 
-    Raises:
-        ValueError: if the processes cannot share them equally.
+
+def share_of_batch(batch_size: int, num_processes: int) -> int:
+    """Episodes a step of one process, so that all together take ``batch_size``, or the next multiple of their number.
+
+    Args:
+        batch_size: episodes a step of all processes.
+        num_processes: how many they are.
     """
-    if batch_size % num_processes != 0:
-        raise ValueError(f"batch_size must be a multiple of the number of processes {num_processes}, got {batch_size}")
-    return batch_size // num_processes
+    share = -(-batch_size // num_processes)
+    if share * num_processes != batch_size and _process()[0] == 0:
+        logging.getLogger(__name__).warning(
+            "batch_size is %d instead of %d: each of %d processes takes %d", share * num_processes, batch_size,
+            num_processes, share,
+        )  # fmt: skip
+    return share
+
+
+def _process() -> tuple[int, int]:
+    """Which of how many processes this is."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
