@@ -272,9 +272,11 @@ def literal_side(
     return work, abs(float(expected) - float(found))
 
 
-def inference_rows(dataset_dir: str, weights: str, device: torch.device, rounds: int) -> list[Row]:
+def inference_rows(
+    dataset_dir: str, weights: str, device: torch.device, rounds: int, overrides: dict[str, Any] | None = None
+) -> list[Row]:
     """One scan by one support scan: all labels at once, beside slice by slice and class by class."""
-    settings = {"dataset_dir": str(dataset_dir), "device": str(device), **MATCHING}
+    settings = {"dataset_dir": str(dataset_dir), "device": str(device), **(overrides or {}), **MATCHING}
     parser = read(["inference"], settings)
     network = load_weights(parser.get_parsed_content("network"), str(ROOT / weights)).eval()
     preprocessing = parser.get_parsed_content("support_preprocessing")
@@ -352,15 +354,20 @@ def start_rows(common: dict[str, Any], output_dir: str) -> list[Row]:
     return rows
 
 
-def scaling_rows(common: dict[str, Any], output_dir: str, processes: Sequence[int], batch_size: int) -> list[Row]:
-    """Episodes a second of the default recipe under torchrun, with the same batches in all."""
+def scaling_rows(
+    common: dict[str, Any], output_dir: str, processes: Sequence[int], batch_size: int, launched: bool = False
+) -> list[Row]:
+    """Episodes a second of the default recipe under torchrun, with the same batches in all.
+
+    One process is trained without torchrun, unless it is to be ``launched`` by it, too.
+    """
     rows = []
     for number in processes:
         folder = Path(output_dir) / f"processes{number}"
         batch = batch_size * max(processes)
         seconds, used = [], [_processor_seconds()]
         for steps in (2, 10):  # what both have in common cancels
-            seconds.append(train_command({**common, "batch_size": batch}, folder, steps, number))
+            seconds.append(train_command({**common, "batch_size": batch}, folder, steps, number, launched))
             used.append(_processor_seconds())
         rate, cost = 8 * batch / (seconds[1] - seconds[0]), (used[2] - 2 * used[1] + used[0]) / (8 * batch)
         note = f"batch {batch} in all; {1000 * cost:.0f} ms of processor time an episode"
@@ -369,16 +376,19 @@ def scaling_rows(common: dict[str, Any], output_dir: str, processes: Sequence[in
     return rows
 
 
-def train_command(common: dict[str, Any], folder: Path, steps: int, processes: int = 1) -> float:
+def train_command(
+    common: dict[str, Any], folder: Path, steps: int, processes: int = 1, launched: bool = False
+) -> float:
     """Train some steps by the command that users type, without validation; seconds of its run."""
     batch = common.get("batch_size", 4)
     settings = {**common, "output_dir": str(folder), "ckpt_dir": str(folder), "max_epochs": 1, "val_interval": 2}
     settings |= {"epoch_length": steps * batch, "picture_interval": 0, "resume": False}
-    files = ["configs/train.json", "configs/multi_gpu_train.json"][: 1 if processes == 1 else 2]
-    if processes > 1:
+    launched = launched or processes > 1
+    files = ["configs/train.json", "configs/multi_gpu_train.json"][: 1 + launched]
+    if launched:
         settings.pop("device")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
+    command = [sys.executable, "-W", "ignore", *(launcher if launched else []), "-m", "monai.bundle", "run"]
     command += ["--config_file", str(files), *(x for k, v in settings.items() for x in (f"--{k}", str(v)))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -31,8 +31,8 @@ class EpisodeDataset(Dataset):
 
     The scans are read and cut into superpixels when the first episode is asked for, not before: building the object
     costs nothing and needs no file. An episode depends on ``seed`` and its index alone, so that the same indices give
-    the same episodes whatever the number of workers, of processes, or of interruptions. Several processes of a training
-    that share ``cache_dir`` share the work: each begins with its part of the scans, and finds those of the others there.
+    the same episodes whatever the number of workers, of processes, or of interruptions. Processes of one training that
+    share ``cache_dir`` share the work: each begins with its part of the scans, and finds those of the others there.
 
     Args:
         data: ``[{"image": path, "label": path}, …]``. Labels are read only for ``exclude_labels``.
@@ -198,7 +198,7 @@ class EpisodeSampler(DistributedSampler):
 
 
 def own_first(count: int, rank: int, processes: int) -> list[int]:
-    """Order in which one of several processes does what all of them need: its own part first, then the others' parts."""
+    """Order in which one of several processes does what all of them need: its own part first, then the others'."""
     return [index for step in range(processes) for index in range((rank + step) % processes, count, processes)]
 
 

@@ -1,4 +1,4 @@
-"""Compilation and CUDA graphs where they work, plain execution with a word about it elsewhere; or repeatable kernels."""
+"""Compilation and CUDA graphs where they work, with a word about it elsewhere; kernels that repeat themselves."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
@@ -204,10 +203,7 @@ class _Functions(TorchFunctionMode):
         if wanted is not None and torch.device(wanted).type == "cuda":
             kwargs["device"] = "cpu"
             out = func(*args, **kwargs)
-            if isinstance(first, (list, tuple, float, np.ndarray, torch.Tensor)) and func in (
-                torch.tensor,
-                torch.as_tensor,
-            ):
+            if func in (torch.tensor, torch.as_tensor):
                 cuda.wait("copy to the device")
             return tree_map(cuda.put, out)
         tensors = _tensors((args, kwargs))

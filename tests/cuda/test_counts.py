@@ -1,4 +1,4 @@
-"""How often inference starts a kernel and waits for the device: bounds at what it does today, so that it gets no more."""
+"""How often inference starts a kernel and waits for the device: bounds at what it does today."""
 
 from __future__ import annotations
 

@@ -107,3 +107,18 @@ def test_similarities_are_cosine_less_squared_distance():
     high, low = split_digits(cells)
     assert torch.equal(rounded(high), high)
     assert torch.equal(high + low, cells)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tf32", [True, False])
+def test_scores_of_a_gpu_are_those_of_the_cpu(tf32):
+    network, inputs = matching()
+    expected = network.match(*inputs)
+    network, inputs = network.to("cuda"), [item.to("cuda") for item in inputs]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            found = network.match(*inputs)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert (found.cpu() - expected).abs().max() < (0.1 if tf32 else 1e-3)

@@ -12,6 +12,7 @@ import torch
 from bundle.data.protocol import PROTOCOLS
 
 from ..conftest import TINY_NETWORK
+from ..handlers.test_loss_guard import train
 
 PLAIN = {**TINY_NETWORK, "precision": "float32"}
 
@@ -62,3 +63,41 @@ def test_training(run_config, cuda, tmp_path, recipe, lazy):
         weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_compiled_evaluation_is_refused_before_it_segments_without_the_meta_data(run_config):
+    with pytest.raises(ValueError, match="evaluator#compile takes spacing, extents and support away from the scan"):
+        run_config("inference", network_def=PLAIN, **{"evaluator#compile": True})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [["train"], ["train", "paper"]], ids=["default", "published"])
+def test_a_deterministic_training_gives_the_same_bits_again(run_config, tmp_path, recipe):
+    network = {**PLAIN, "align": recipe[-1] == "paper"}
+    weights = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        places = {"output_dir": str(folder), "ckpt_dir": str(folder / "models")}
+        run_config(*recipe, device="cuda:0", network_def=network, cache_dir=str(tmp_path / "cache"), **places)
+        weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{"cuda_graphs": True}, {"compile": True}], ids=str)
+def test_an_accelerated_training_takes_the_steps_of_a_plain_one(run_config, tmp_path, settings):
+    weights = []
+    for more in ({}, settings):
+        folder = tmp_path / str(len(weights))
+        places = {"output_dir": str(folder), "ckpt_dir": str(folder / "models"), "cache_dir": str(tmp_path / "cache")}
+        run_config("train", device="cuda:0", network_def=PLAIN, **places, **more)
+        weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+@pytest.mark.gpu
+def test_a_loss_that_is_no_number_reaches_no_weight_of_a_gpu(tmp_path):
+    network, trainer = train(tmp_path / "bad.pt", [torch.tensor([[1.0, float("nan")]])], device="cuda:0")
+    with pytest.raises(FloatingPointError):
+        trainer.run()
+    assert torch.equal(network.weight.cpu(), torch.full((1, 2), 0.5))

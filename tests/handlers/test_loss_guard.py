@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bundle.handlers import LossGuard
 
 
-def train(path, images):
-    network = torch.nn.Linear(2, 1, bias=False)
+def train(path, images, device="cpu"):
+    network = torch.nn.Linear(2, 1, bias=False).to(device)
     torch.nn.init.constant_(network.weight, 0.5)
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(device),
         max_epochs=1,
         train_data_loader=[{"image": image, "label": torch.zeros(1, 1), "index": 3} for image in images],
         network=network,

@@ -123,7 +123,7 @@ def similarity(
 def similarity_factors(
     query: Tensor, vectors: Tensor, temperature: float, places: Optional[Tensor] = None, cells: Optional[Tensor] = None
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """What :func:`similarity` multiplies, ``(B, P, D + E)`` and ``(B, D + E, h * w)``, and subtracts ``(B, 1, h * w)``."""
+    """What :func:`similarity` multiplies, ``(B, P, D + E)`` and ``(B, D + E, C)``, and subtracts ``(B or 1, 1, C)``."""
     vectors, features = temperature * normalize(vectors, 2), normalize(query, 1).flatten(2)
     if places is None or cells is None:
         return vectors, features, torch.zeros_like(features[:, :1])
