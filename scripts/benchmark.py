@@ -82,13 +82,15 @@ def accuracy(
         folds: folds to run.
         seeds: seeds of the trainings.
         groups: groups of labels, values or names, that are tested by one model each under setting 2, [[2,3],[1,4]] for
-            CHAOS.
+            CHAOS; by default those of an overlay that has them, such as configs/sabs.json.
         num_folds: folds of the data set.
         weights: evaluate these weights and train nothing. They must never have seen the queries' scans.
         config: overlays for training and inference, such as configs/abdomen_ct.json.
         overrides: further ids of the configs, {"max_epochs": 20}.
         jobs: runs side by side, each with its share of the processor's cores.
     """
+    if setting == 2 and not groups:
+        groups = _contents(["configs/inference.json", EVALUATE, *config]).get("groups", ())
     if setting not in (1, 2) or (setting == 2 and not groups):
         raise ValueError("setting must be 1, or 2 with groups of labels, --groups '[[2,3],[1,4]]'")
     todo = [
@@ -101,7 +103,7 @@ def accuracy(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     common = {"dataset_dir": str(dataset_dir), **(overrides or {})}
     train_files = ["configs/train.json", "configs/fold.json", *config] if weights is None else []
-    test_files = ["configs/inference.json", "configs/evaluate.json", *config]
+    test_files = ["configs/inference.json", EVALUATE, *config]
 
     def train_settings(run: Run) -> dict[str, Any]:
         shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol, "seed": run.seed}
@@ -165,7 +167,7 @@ def transfer(
     if len(images) < 2 or len(images) < len(dataset_dirs) or unknown:
         raise ValueError(f"dataset_dirs must be two folders of different names at least, tested among them: {unknown}")
     train_files = ["configs/train.json", *config]
-    test_files = ["configs/inference.json", "configs/evaluate.json", *config]
+    test_files = ["configs/inference.json", EVALUATE, *config]
     _check_overrides([train_files, test_files], overrides)
     for tested_dir in (folder for folder in dataset_dirs if tested is None or Path(folder).name in tested):
         split = {"dataset_dir": str(tested_dir), "protocol": protocol, "folds": num_folds, **(overrides or {})}
@@ -316,10 +318,15 @@ def _paths(files: Sequence[str]) -> list[Path]:
     return [Path(file).resolve() if Path(file).is_file() else ROOT / file for file in files]
 
 
+def _contents(files: Sequence[str]) -> dict[str, Any]:
+    """Configs laid over each other."""
+    options.check_options(_paths(files))
+    return dict(monai_bundle.ConfigParser.load_config_files([str(path) for path in _paths(files)]))
+
+
 def _ids(files: Sequence[str]) -> set[str]:
     """Top-level ids of configs laid over each other."""
-    options.check_options(_paths(files))
-    return set(monai_bundle.ConfigParser.load_config_files([str(path) for path in _paths(files)]))
+    return set(_contents(files))
 
 
 def _known_to(files: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:

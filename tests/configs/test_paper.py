@@ -119,9 +119,17 @@ def literal_dice(source, phantom_dir):
     split = evaluation_split(phantom_dir, "official", 0, 2)
     trunk = {key[len("encoder.backbone.") :]: value for key, value in source.items() if ".backbone." in key}
 
+    encoded = {}
+
+    def encode(image):
+        key = image.numpy().tobytes()
+        if key not in encoded:
+            features = resnet_features(trunk, image[None].expand(-1, 3, -1, -1), (False, True, True))
+            encoded[key] = F.conv2d(features, source["encoder.localconv.weight"])[0]
+        return encoded[key]
+
     def encoder(images):
-        features = resnet_features(trunk, images.expand(-1, 3, -1, -1), (False, True, True))
-        return F.conv2d(features, source["encoder.localconv.weight"])
+        return torch.stack([encode(image) for image in images])
 
     def load(entry):
         scan = prepare(entry)
