@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def steps(
     num_folds: int = 5,
     num_steps: int = 500,
     batch_size: int = 4,
+    rows: Sequence[int] | None = None,
     jobs: int = 1,
 ) -> str:
     """Go from the published recipe to the default one, one ingredient at a time; print and write the table.
@@ -216,40 +218,55 @@ def steps(
         num_folds: folds of the data set.
         num_steps: steps of a training.
         batch_size: episodes a step.
+        rows: numbers of the rows to measure, counted from 0, in this order; by default all. What earlier calls
+            measured is in the table, too.
         jobs: folds and seeds side by side, each with its share of the processor's cores.
     """
-    rows = make_steps(json.loads((ROOT / "configs/paper.json").read_text()))
+    steps = make_steps(json.loads((ROOT / "configs/paper.json").read_text()))
+    chosen = range(len(steps)) if rows is None else rows
+    if not set(chosen) <= set(range(len(steps))):
+        raise ValueError(f"rows must be among 0..{len(steps) - 1}, got {list(chosen)}")
     root, threads = Path(output_dir), max(1, (os.cpu_count() or 1) // jobs)
     train_files, test_files = ["configs/train.json", "configs/fold.json"], ["configs/inference.json", EVALUATE]
-    known = _ids(train_files)
     schedule = {"max_epochs": 1, "epoch_length": num_steps * batch_size, "batch_size": batch_size, "val_interval": 2}
-    found: list[tuple[int, str, int, int, dict[str, float]]] = []
+    known = _ids(train_files)
+    trainings = [{**step.training(known), **schedule} if step.trained else None for step in steps]
+    runs = [Run(fold, seed) for seed in seeds for fold in folds]
+
+    def folder(run: Run, number: int) -> Path:
+        training = trainings[number]
+        return root / (f"untrained/fold{run.fold}" if training is None else f"{run.name}/training_{digest(training)}")
+
+    def place(run: Run, number: int, protocol: str) -> Path:
+        return folder(run, number) / f"{protocol}_{digest(steps[number].ids)}"
+
+    def wanted(run: Run, number: int) -> bool:
+        return steps[number].trained or run.seed == seeds[0]  # what is not trained has no seed
+
+    def places() -> dict[tuple[int, str, Run], Path]:
+        keys = product(range(len(steps)), protocols, runs)
+        return {(n, name, run): place(run, n, name) for n, name, run in keys if wanted(run, n)}
 
     def work(run: Run) -> None:
         split = {"dataset_dir": str(dataset_dir), "fold": run.fold, "folds": num_folds}
-        for number, step in enumerate(rows):
-            training = {**step.training(known), **schedule}
-            weights = ROOT / "models/pretrained/efficientnet_lite0_imagenet.pt"
-            name = "untrained"
-            if step.trained:
-                name = f"training_{digest(training)}"
+        for number in (number for number in chosen if wanted(run, number)):
+            weights, training = ROOT / "models/pretrained/efficientnet_lite0_imagenet.pt", trainings[number]
+            if training is not None:
                 settings = {**split, "seed": run.seed, "cache_dir": str(root / "cache"), "protocol": "official"}
-                files = [*train_files, _overlay(root / run.name / name / "ids.json", training)]
-                weights = _train(files, settings, root / run.name / name, threads)
+                files = [*train_files, _overlay(folder(run, number) / "ids.json", training)]
+                weights = _train(files, settings, folder(run, number), threads)
             for protocol in protocols:
-                folder = root / run.name / name / f"{protocol}_{digest(step.ids)}"
-                settings = {**split, "protocol": protocol, "output_dir": str(folder), "ckpt_path": str(weights)}
+                output = place(run, number, protocol)
+                settings = {**split, "protocol": protocol, "output_dir": str(output), "ckpt_path": str(weights)}
                 settings |= {"overlays": False, "save_confidence": False, "save_similarity": False}
-                if not (folder / "summary.json").is_file():
-                    files = [*test_files, _overlay(folder.with_suffix(".json"), step.ids)]
-                    _bundle_run(files, settings, folder.with_suffix(".log"), threads)
-                scores = json.loads((folder / "summary.json").read_text())["per_label"]
-                found.append((number, protocol, run.fold, run.seed, scores))
-                print(run.name, protocol, step.name, scores, flush=True)
-                _steps_table(root, rows, sorted(found, key=lambda cell: cell[:4]), protocols)
+                if not (output / "summary.json").is_file():
+                    files = [*test_files, _overlay(output.with_suffix(".json"), steps[number].ids)]
+                    _bundle_run(files, settings, output.with_suffix(".log"), threads)
+                _steps_table(root, steps, places())
+                print(run.name, protocol, steps[number].name, _dice(output), flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, [Run(fold, seed) for seed in seeds for fold in folds]))
+        list(pool.map(work, runs))
     return (root / "steps.md").read_text()
 
 
@@ -260,26 +277,36 @@ def _overlay(path: Path, ids: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def _steps_table(
-    root: Path, rows: Sequence[Step], found: Sequence[tuple[int, str, int, int, dict[str, float]]], protocols: Sequence[str]
-) -> None:
-    """Write what was measured, a line an evaluation, and a table of the means over folds and seeds."""
-    names = list(found[0][4])
+def _dice(folder: Path) -> dict[str, float]:
+    """Dice of each label that an evaluation found, by its name."""
+    return dict(json.loads((folder / "summary.json").read_text())["per_label"])
+
+
+def _steps_table(root: Path, steps: Sequence[Step], places: Mapping[tuple[int, str, Run], Path]) -> None:
+    """Write what was measured so far, a line an evaluation, and a table of the means over folds and seeds.
+
+    Args:
+        root: where to.
+        steps: the rows.
+        places: folder of the evaluation of each row, protocol and run.
+    """
+    found = {key: _dice(folder) for key, folder in places.items() if (folder / "summary.json").is_file()}
+    protocols = list(dict.fromkeys(protocol for _, protocol, _ in places))
     with replacing(root / "steps.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "adds", "protocol", "fold", "seed", *names, "mean"])
-        for number, protocol, fold, seed, scores in found:
-            values = [*scores.values(), statistics.fmean(scores.values())]
-            writer.writerow([number, rows[number].name, protocol, fold, seed, *(f"{value:.2f}" for value in values)])
-    lines = ["| each row adds | " + " | ".join(f"`{protocol}` | runs" for protocol in protocols) + " |"]
-    lines.append("|---" * (1 + 2 * len(protocols)) + "|")
-    for number, step in enumerate(rows):
+        writer.writerow(["row", "adds", "protocol", "fold", "seed", *next(iter(found.values())), "mean"])
+        for (number, protocol, run), scores in found.items():
+            values = [f"{value:.2f}" for value in (*scores.values(), statistics.fmean(scores.values()))]
+            writer.writerow([number, steps[number].name, protocol, run.fold, run.seed, *values])
+    lines = ["| | each row adds | " + " | ".join(f"`{protocol}` | runs" for protocol in protocols) + " |"]
+    lines.append("|---" * (2 + 2 * len(protocols)) + "|")
+    for number, step in enumerate(steps):
         cells = []
         for protocol in protocols:
-            means = [statistics.fmean(c[4].values()) for c in found if c[:2] == (number, protocol)]
+            means = [statistics.fmean(dice.values()) for key, dice in found.items() if key[:2] == (number, protocol)]
             sd = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
             cells += [f"{statistics.fmean(means):.2f}{sd}" if means else "not measured", str(len(means))]
-        lines.append(f"| {step.name} | {' | '.join(cells)} |")
+        lines.append(f"| {number} | {step.name} | {' | '.join(cells)} |")
     write_text(root / "steps.md", "\n".join(lines) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The published recipe through ``monai.bundle run``: training, inference, and the evaluation of a converted checkpoint."""
+"""The published recipe through ``monai.bundle run``: training, inference, evaluation of a converted checkpoint."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_edges_of_a_straight_line_and_none_at_the_image_border():
         (0.25 * spot(3, 3), 0.75),  # three quarters of each edge are missing
         (1 - spot(3, 3), 2.0),  # every edge the wrong way around
         (spot(3, 4), 1.5),  # a pixel further: 2 * 9/8 on the two pixels, 6 * 1/8 beside them, over 1 + 8 * 1/8
-        (spot(3, 0), 1.875),  # apart: 2 there, 14/8 at the border, where three of the pixel's neighbors are its own copies
+        (spot(3, 0), 1.875),  # apart: 2 there, 14/8 at the border, where pixels have their own copies beside them
     ],
     ids=["target", "flat", "nothing", "faint", "inverse", "shifted", "apart"],
 )

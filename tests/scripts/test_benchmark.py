@@ -172,9 +172,19 @@ def test_steps_share_trainings_go_on_and_write_what_they_have(calls, folders, tm
     for files, _ in (trainings[0], evaluations[0]):
         benchmark._ids(files)  # the overlay may be laid over these configs
     assert len(table.splitlines()) == 2 + len(rows)
-    assert "| local prototypes (ALP) | 50.50 ± 0.71 | 2 | 50.50 ± 0.71 | 2 |" in table
+    assert "| 1 | local prototypes (ALP) | 50.50 ± 0.71 | 2 | 50.50 ± 0.71 | 2 |" in table
     with open(out / "steps.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(evaluations)
     before = len(calls)
     assert benchmark.steps(folders[0], str(out), **given) == table
     assert len(calls) == before
+
+
+def test_steps_measure_the_rows_that_are_asked_for_and_keep_the_others(calls, folders, tmp_path):
+    given = {"folds": [0], "num_folds": 2, "protocols": ["volume"]}
+    benchmark.steps(folders[0], str(tmp_path), rows=[1], **given)
+    table = benchmark.steps(folders[0], str(tmp_path), rows=[14, 0], **given).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["1", "1", *["0"] * 12, "2"]
+    assert len(calls) == 6  # two trainings, four evaluations: what is not trained has no seed
+    with pytest.raises(ValueError, match=r"rows must be among 0..14, got \[15\]"):
+        benchmark.steps(folders[0], str(tmp_path), rows=[15], **given)
