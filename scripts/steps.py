@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ class Step:
     trained: bool
     ids: dict[str, Any] = field(default_factory=dict)
 
-    def training(self, known: Mapping[str, Any]) -> dict[str, Any]:
+    def training(self, known: Collection[str]) -> dict[str, Any]:
         """Those ids that act on a training, whose config has the ids `known`."""
         return {key: self.ids[key] for key in self.ids if key.split("#")[0] in known and key not in TESTING_ONLY}
 
