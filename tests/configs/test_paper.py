@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 
 import nibabel as nib
@@ -58,6 +59,25 @@ def run_paper(monkeypatch, tmp_path, phantom_dir):
         return tmp_path / names[-1]
 
     return start
+
+
+def test_the_docs_name_what_there_is():
+    text = (ROOT / "docs/paper.md").read_text()
+    paths = re.findall(r"`((?:bundle|configs|tests)/[\w./]+\.(?:py|json))`", text)
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+    named = re.findall(r"`(bundle/[\w/]+\.py)` `(\w+)", text)
+    assert len(named) >= 10
+    assert [pair for pair in named if pair[1] not in (ROOT / pair[0]).read_text()] == []
+    table = text.split("## Part by part")[1].split("## ")[0]
+    ids = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| ")
+        for name in re.findall(r"`([\w#]+)`", row.split("|")[4])
+    }
+    known = "".join((ROOT / "configs" / f"{name}.json").read_text() for name in ("train", "inference", "evaluate"))
+    missing = {name for name in ids for part in name.split("#") if part and f'"{part}"' not in known}
+    assert missing - {"loss#alignment_weight"} == set()  # an argument that train.json leaves at its default
 
 
 def test_every_stage_of_the_inferer_is_among_those_that_are_refused():
