@@ -178,7 +178,10 @@ def _bundle_run(configs: Sequence[str], overrides: dict[str, Any], log: Path, th
     log.parent.mkdir(parents=True, exist_ok=True)
     known = {key for config in configs for key in json.loads((ROOT / config).read_text())}
     arguments = [
-        part for key, value in overrides.items() if key.split("#")[0] in known for part in (f"--{key}", str(value))
+        part
+        for key, value in overrides.items()
+        if key.split("#")[0] in known
+        for part in (f"--{key}", "$None" if value is None else str(value))  # MONAI's run would leave out a None
     ]
     command = [
         sys.executable,

@@ -1,11 +1,15 @@
-"""NIfTI files with their geometry in mm."""
+"""NIfTI files with the geometry that their headers give, in mm."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.data import NibabelReader
+from monai.utils import ensure_tuple
 
 UNITS_MM = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}
 
@@ -24,7 +28,17 @@ def affine_in_mm(affine: np.ndarray, header: Any) -> np.ndarray:
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's reader, which takes every header for one in mm; headers in meters and microns come out in mm here."""
+    """MONAI's reader, with the geometry of the header as it is, in mm.
+
+    MONAI's takes every header for one in mm, and follows the qform where the sform has another spacing: a sheared scan
+    would lose its shear.
+    """
+
+    def read(self, data: Sequence[str | os.PathLike] | str | os.PathLike, **kwargs: Any) -> Any:
+        """Open one file or several."""
+        self.filenames = ensure_tuple(data)
+        images = [nib.load(name, **{**self.kwargs, **kwargs}) for name in self.filenames]
+        return images if len(images) > 1 else images[0]
 
     def _get_affine(self, img: Any) -> np.ndarray:
         return affine_in_mm(super()._get_affine(img), img.header)

@@ -15,12 +15,12 @@ from monai.utils import ensure_tuple_rep
 from nibabel import aff2axcodes
 
 
-def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.8) -> str:
+def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.77) -> str:
     """Orientation codes with the slice axis last: ``"RAS"`` for axial scans.
 
     The slice axis is the one whose spacing exceeds the two others' by the factor ``anisotropy``; without such an
     axis it is the one that runs from feet to head. Short-axis cardiac scans keep their own slices that way. The default
-    lies between the ratios of common spacings (1.2 to 0.8 mm, 1 to 0.5 mm), so that rounding decides nothing.
+    lies between the ratios of common spacings (1.2 to 0.8 mm, 0.9 to 0.5 mm), so that rounding decides nothing.
     """
     affine = np.asarray(affine)
     codes = "".join(aff2axcodes(affine))
@@ -39,7 +39,7 @@ class OrientSlices(Transform):
         anisotropy: see :func:`slice_axcodes`.
     """
 
-    def __init__(self, anisotropy: float = 1.8) -> None:
+    def __init__(self, anisotropy: float = 1.77) -> None:
         self.anisotropy = anisotropy
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
@@ -62,7 +62,7 @@ class OrientSlicesd(MapTransform):
         allow_missing_keys: skip keys that are absent.
     """
 
-    def __init__(self, keys: KeysCollection, anisotropy: float = 1.8, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, anisotropy: float = 1.77, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.orient = OrientSlices(anisotropy)
 

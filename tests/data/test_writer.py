@@ -58,7 +58,9 @@ PLAIN = np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 3], [0, 0, 4, -9], [0, 0, 0, 1]
 @pytest.mark.parametrize("sform", [TILTED, PLAIN], ids=["sheared", "as the qform"])
 def test_a_result_has_the_geometry_of_its_query_in_every_reader(tmp_path, codes, unit, sform):
     sitk = pytest.importorskip("SimpleITK")
-    scan = nib.Nifti1Image(np.random.rand(6, 5, 4).astype(np.float32), None, make_header(sform, PLAIN, codes, unit))
+    scan = nib.Nifti1Image(
+        np.random.default_rng(0).random((6, 5, 4), np.float32), None, make_header(sform, PLAIN, codes, unit)
+    )
     nib.save(scan, tmp_path / "a.nii.gz")
     image = LoadImage(reader="bundle.data.NiftiReader", ensure_channel_first=True)(tmp_path / "a.nii.gz")
     SaveImage(tmp_path, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(
@@ -84,3 +86,13 @@ def test_microns_are_read_as_mm(tmp_path):
     image = LoadImage(reader="bundle.data.NiftiReader")(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.affine, PLAIN, atol=1e-4)
     np.testing.assert_allclose(image.meta["original_affine"], PLAIN, atol=1e-4)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.05])
+def test_a_sheared_sform_is_worked_on_as_it_is(tmp_path, stretch):
+    sform = TILTED @ np.diag([1, 1, stretch, 1])
+    scan = nib.Nifti1Image(np.zeros((6, 5, 4), np.float32), None, make_header(sform, PLAIN, (1, 2), "mm"))
+    nib.save(scan, tmp_path / "a.nii.gz")
+    image = LoadImage(reader="bundle.data.NiftiReader")(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(image.affine, sform, atol=1e-5)
+    np.testing.assert_allclose(image.meta["original_affine"], sform, atol=1e-5)

@@ -129,7 +129,8 @@ def test_smoothing_stays_off_slices_where_a_label_cannot_appear():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     network = CountingNetwork()
     _, plain = segment(given(scan, num_slices=1), network, query_of(noise(0)))
-    _, smooth = segment(given(scan, num_slices=1, smoothing_mm=8.0), network, query_of(noise(0)))
+    wide = given(scan, num_slices=1, smoothing_mm=8.0, smoothing_share=9.0)  # the height sets no bound
+    _, smooth = segment(wide, network, query_of(noise(0)))
     torch.testing.assert_close(smooth < -1e3, plain < -1e3)
     steps = torch.arange(2.0, 7.0)
     for z in range(2, 7):  # slices where organ 1 can appear

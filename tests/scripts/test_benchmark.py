@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,20 @@ def test_only_ids_of_the_configs_are_passed_on(monkeypatch, tmp_path):
     known = ConfigParser.load_config_files([str(benchmark.ROOT / name) for name in configs])
     assert "fold" in known
     assert "max_epochs" not in known
+
+
+def test_none_switches_off_what_it_names(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    benchmark._bundle_run(["configs/inference.json"], {"completion": None, "num_slices": 1}, tmp_path / "log.txt", 1)
+    assert commands[0][-4:] == ["--completion", "$None", "--num_slices", "1"]
+    parser = ConfigParser()
+    parser.read_config("configs/inference.json")
+    assert parser.get_parsed_content("completion") is not None
+    parser["completion"] = "$None"
+    assert parser.get_parsed_content("completion") is None
