@@ -19,6 +19,7 @@ from .data.fingerprint import read_fingerprint
 from .data.support import SLICES, VALUES, SupportScan, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
+from .options import read_config
 
 Scan: TypeAlias = str | os.PathLike | np.ndarray | Tensor
 
@@ -84,23 +85,17 @@ class FewShotSegmenter:
             path: the bundle's folder.
             config: its inference config, or that and overlays such as ``configs/abdomen_ct.json``.
             **overrides: ids of the config, as on the command line: ``ckpt_path="model.pt"``, ``device="cpu"``,
-                ``labels=[1, 2]``, ``**{"registration#reach": 2}``.
+                ``labels=["liver", 2]`` (names need ``label_names={1: "liver"}`` or a ``dataset_dir`` whose
+                ``dataset.json`` has them), ``registration=False`` to switch a part off,
+                ``**{"registration#reach": 2}``.
 
         Raises:
             FileNotFoundError: without the config or the weights.
-            ValueError: for an id that the config does not have, or weights that do not fit the network.
+            ValueError: for an id that the config does not have, a label of unknown name, or weights that do not fit the
+                network.
         """
         files = [Path(path) / name for name in ([config] if isinstance(config, str) else config)]
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]}: no such config; path must be the bundle's folder")
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        for key, value in {"bundle_root": str(path), **overrides}.items():
-            if key not in parser:
-                raise ValueError(f"{key}: {files[0].name} has no such id; see {sorted(parser.get())}")
-            parser[key] = value
-        return cls(parser)
+        return cls(read_config(files, {"bundle_root": str(path), **overrides}))
 
     def set_support(
         self,

@@ -12,21 +12,25 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
-
 from bundle.atomic import replacing, write_text
-from bundle.data import list_images
+from bundle.errors import explain
+from bundle.ids import suggest
 
+from .command import command
+from .on_demand import OnDemand
 from .speed import speed
 from .volumes import volumes
 
 ROOT = Path(__file__).resolve().parent.parent
+data = OnDemand("bundle.data")
+options = OnDemand("bundle.options")
+monai_bundle = OnDemand("monai.bundle")
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Run:
     Args:
         fold: fold of the data set.
         seed: seed of the training.
-        group: label values that are evaluated; under setting 2 the training never shows them.
+        group: labels that are evaluated; under setting 2 the training never shows them.
     """
 
     fold: int
     seed: int
-    group: tuple[int, ...] = ()
+    group: tuple[int | str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -56,7 +60,7 @@ def accuracy(
     setting: int = 1,
     folds: Sequence[int] = (0, 1, 2, 3, 4),
     seeds: Sequence[int] = (0,),
-    groups: Sequence[Sequence[int]] = (),
+    groups: Sequence[Sequence[int | str]] = (),
     num_folds: int = 5,
     weights: str | None = None,
     config: Sequence[str] = (),
@@ -74,7 +78,8 @@ def accuracy(
         setting: 1, or 2: slices that show any label of the evaluated group are left out of the training.
         folds: folds to run.
         seeds: seeds of the trainings.
-        groups: groups of label values that are tested by one model each under setting 2, [[2,3],[1,4]] for CHAOS.
+        groups: groups of labels, values or names, that are tested by one model each under setting 2, [[2,3],[1,4]] for
+            CHAOS.
         num_folds: folds of the data set.
         weights: evaluate these weights and train nothing. They must never have seen the queries' scans.
         config: overlays for training and inference, such as configs/abdomen_ct.json.
@@ -82,7 +87,7 @@ def accuracy(
         jobs: runs side by side, each with its share of the processor's cores.
     """
     if setting not in (1, 2) or (setting == 2 and not groups):
-        raise ValueError("setting must be 1, or 2 with groups of label values, --groups '[[2,3],[1,4]]'")
+        raise ValueError("setting must be 1, or 2 with groups of labels, --groups '[[2,3],[1,4]]'")
     todo = [
         Run(fold, seed, tuple(group) if setting == 2 else ())
         for seed in seeds
@@ -92,22 +97,31 @@ def accuracy(
     root = Path(output_dir) / f"setting{setting}"
     threads = max(1, (os.cpu_count() or 1) // jobs)
     common = {"dataset_dir": str(dataset_dir), **(overrides or {})}
+    train_files = ["configs/train.json", "configs/fold.json", *config] if weights is None else []
+    test_files = ["configs/inference.json", "configs/evaluate.json", *config]
+
+    def train_settings(run: Run) -> dict[str, Any]:
+        shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol, "seed": run.seed}
+        return {**shared, "cache_dir": str(Path(output_dir) / "cache"), "exclude_labels": list(run.group)}
+
+    def test_settings(run: Run) -> dict[str, Any]:
+        shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol, "setting": setting}
+        path = str(weights or root / run.name / "models" / "model_final.pt")
+        labels = {"labels": list(run.group)} if run.group else {}
+        return {**shared, "output_dir": str(root / run.name / protocol), "ckpt_path": path, **labels}
+
+    _check_overrides([train_files, test_files], overrides)
+    for run in todo:  # before the first training, so that no evaluation fails after hours
+        if train_files:
+            _check_run(train_files, train_settings(run))
+        _check_run(test_files, test_settings(run), build=("evaluator",))
 
     def work(run: Run) -> None:
         folder = root / run.name
-        trained = folder / "models" / "model_final.pt"
-        shared = {**common, "fold": run.fold, "folds": num_folds, "protocol": protocol}
-        if weights is None:
-            training = {**shared, "seed": run.seed, "cache_dir": str(Path(output_dir) / "cache")}
-            training["exclude_labels"] = list(run.group)
-            _train(["configs/train.json", "configs/fold.json", *config], training, folder, threads)
+        if train_files:
+            _train(train_files, train_settings(run), folder, threads)
         if not (folder / protocol / "summary.json").is_file():
-            evaluation = {**shared, "setting": setting, "output_dir": str(folder / protocol)}
-            evaluation["ckpt_path"] = str(weights or trained)
-            if run.group:
-                evaluation["labels"] = list(run.group)
-            overlays = ["configs/inference.json", "configs/evaluate.json", *config]
-            _bundle_run(overlays, evaluation, folder / f"{protocol}.log", threads)
+            _bundle_run(test_files, test_settings(run), folder / f"{protocol}.log", threads)
         print(run.name, json.loads((folder / protocol / "summary.json").read_text())["per_label"], flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -143,10 +157,17 @@ def transfer(
         overrides: further ids of the configs, {"max_epochs": 7}.
         jobs: evaluations side by side.
     """
-    images = {Path(folder).name: list_images(Path(folder) / "imagesTr") for folder in dataset_dirs}
+    images = {Path(folder).name: data.list_images(Path(folder) / "imagesTr") for folder in dataset_dirs}
     unknown = sorted(set(tested or ()) - set(images))
     if len(images) < 2 or len(images) < len(dataset_dirs) or unknown:
         raise ValueError(f"dataset_dirs must be two folders of different names at least, tested among them: {unknown}")
+    train_files = ["configs/train.json", *config]
+    test_files = ["configs/inference.json", "configs/evaluate.json", *config]
+    _check_overrides([train_files, test_files], overrides)
+    for tested_dir in (folder for folder in dataset_dirs if tested is None or Path(folder).name in tested):
+        split = {"dataset_dir": str(tested_dir), "protocol": protocol, "folds": num_folds, **(overrides or {})}
+        for fold in folds:
+            _check_run(test_files, {**split, "fold": fold}, build=("evaluator",))
     tables = []
     for folder in map(Path, dataset_dirs):
         if tested is not None and folder.name not in tested:
@@ -155,9 +176,10 @@ def transfer(
         others = [{"image": path} for name, paths in images.items() if name != folder.name for path in paths]
         training = {"seed": seed, **(overrides or {}), "images": others, "cache_dir": str(Path(output_dir) / "cache")}
         training["dataset_dir"] = os.path.commonpath([Path(folder).resolve() for folder in dataset_dirs])
-        weights = _train(["configs/train.json", *config], training, run, os.cpu_count() or 1)
+        weights = _train(train_files, training, run, os.cpu_count() or 1)
         evaluation: dict[str, Any] = {"folds": folds, "seeds": [seed], "num_folds": num_folds, "weights": str(weights)}
-        table = accuracy(str(folder), str(run), protocol, config=config, overrides=overrides, jobs=jobs, **evaluation)
+        evaluation["overrides"] = _known_to(test_files, overrides or {})
+        table = accuracy(str(folder), str(run), protocol, config=config, jobs=jobs, **evaluation)
         tables.append(f"Trained without {folder.name}. {table}")
     write_text(Path(output_dir) / f"transfer_{protocol}.md", "\n\n".join(tables) + "\n")
     return "\n\n".join(tables)
@@ -173,26 +195,51 @@ def _train(configs: Sequence[str], overrides: dict[str, Any], folder: Path, thre
     return trained
 
 
-def _bundle_run(configs: Sequence[str], overrides: dict[str, Any], log: Path, threads: int) -> None:
+def _check_overrides(families: Sequence[Sequence[str]], overrides: Mapping[str, Any] | None) -> None:
+    """Raise for an id that neither training nor evaluation has; each takes those that it knows."""
+    known = [_ids(files) for files in families if files]
+    for key in overrides or {}:
+        if not any(key.split("#")[0] in ids for ids in known):
+            both = sorted(set().union(*known))
+            raise ValueError(f"overrides: {key}: no config has this id{suggest(key, both)}")
+
+
+def _check_run(files: Sequence[str], settings: Mapping[str, Any], build: Sequence[str] = ()) -> None:
+    """Raise unless configs take these settings and the parts of these names can be built."""
+    known = {"bundle_root": str(ROOT), **_known_to(files, settings)}
+    parser = options.read_config(_paths(files), known)
+    for name in build:
+        try:
+            parser.get_parsed_content(name)
+        except Exception as error:  # MONAI wraps what a part raises
+            raise ValueError(f"{', '.join(map(str, files))}: {explain(error)}") from None
+
+
+def _paths(files: Sequence[str]) -> list[Path]:
+    """Configs as named, or those of the bundle."""
+    return [Path(file).resolve() if Path(file).is_file() else ROOT / file for file in files]
+
+
+def _ids(files: Sequence[str]) -> set[str]:
+    """Top-level ids of configs laid over each other."""
+    options.check_options(_paths(files))
+    return set(monai_bundle.ConfigParser.load_config_files([str(path) for path in _paths(files)]))
+
+
+def _known_to(files: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings whose ids the configs have."""
+    known = _ids(files)
+    return {key: value for key, value in settings.items() if key.split("#")[0] in known}
+
+
+def _bundle_run(files: Sequence[str], settings: Mapping[str, Any], log: Path, threads: int) -> None:
     """Run a bundle config in a process of its own; its last line is the error, if there is one."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    known = {key for config in configs for key in json.loads((ROOT / config).read_text())}
-    arguments = [
-        part
-        for key, value in overrides.items()
-        if key.split("#")[0] in known
-        for part in (f"--{key}", "$None" if value is None else str(value))  # MONAI's run would leave out a None
-    ]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "monai.bundle",
-        "run",
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+    command += [
         "--config_file",
-        str(list(configs)),
-        *arguments,
+        str([str(path) for path in _paths(files)]),
+        *options.as_arguments(_known_to(files, settings)),
     ]
     environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ, "OMP_NUM_THREADS": str(threads)}  # large pages
     with open(log, "w") as file:
@@ -233,11 +280,8 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
-        fire.Fire(commands, name="scripts.benchmark")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        sys.exit(f"benchmark: {error}")
+    commands = {"accuracy": accuracy, "transfer": transfer, "volumes": volumes, "speed": speed}
+    command(commands, "scripts.benchmark")
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def test_a_label_beside_its_image_is_refused(segmenter, tmp_path):
 
 
 def test_an_unknown_id_is_refused(tiny_weights):
-    with pytest.raises(ValueError, match="num_slice: inference.json has no such id"):
+    with pytest.raises(ValueError, match="num_slice: the configs have no such id; did you mean num_slices"):
         FewShotSegmenter.from_bundle(ROOT, num_slice=3)
     with pytest.raises(FileNotFoundError, match="no such config; path must be the bundle's folder"):
         FewShotSegmenter.from_bundle(ROOT / "docs")

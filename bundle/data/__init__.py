@@ -3,9 +3,11 @@
 from .bank import SliceBank
 from .datalist import (
     case_name,
+    check_dataset,
     dataset_modality,
     held_out,
     label_names,
+    label_values,
     list_images,
     make_datalist,
     select_cases,
@@ -42,6 +44,7 @@ __all__ = [
     "SupportScan",
     "VolumeWriter",
     "case_name",
+    "check_dataset",
     "check_entries",
     "check_folder",
     "check_run",
@@ -54,6 +57,7 @@ __all__ = [
     "held_out",
     "dataset_modality",
     "label_names",
+    "label_values",
     "list_images",
     "load_support",
     "make_datalist",

@@ -114,6 +114,7 @@ class Datastore:
         """Support entries of finished scans, on one common numbering of the names.
 
         A name has the value that the first of the scans gives it; if another name has that already, the lowest free.
+        Names that differ in upper and lower case alone are one, as the first scan writes it.
 
         Args:
             keys: identifiers of scans with a finished label.
@@ -125,6 +126,7 @@ class Datastore:
             ValueError: for an unknown identifier, or a label that is not finished, empty or unclear.
         """
         numbers: dict[str, int] = {}
+        spelled: dict[str, str] = {}
         entries = []
         for key in keys:
             item = self.objects.get(key)
@@ -137,6 +139,7 @@ class Datastore:
             names = label_value_names(label_values(label), info, str(label))
             if not names:
                 raise ValueError(f"{label}: the finished label is empty; label at least one structure, or delete it")
+            names = {value: spelled.setdefault(name.strip().casefold(), name.strip()) for value, name in names.items()}
             for value, name in names.items():
                 if name not in numbers:
                     taken = set(numbers.values())

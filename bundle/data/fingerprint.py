@@ -18,16 +18,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.utils import optional_import
 
 from ..checks import check_geometry, check_label_values, check_volume
 from ..keys import IMAGE, LABEL
+from ..terminal import progress as show_progress
 from .cache import ArrayCache
 from .datalist import SUFFIXES, case_name, label_names
 from .grid import check_placement
 from .reader import affine_in_mm, unit_in_mm
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
@@ -210,7 +208,7 @@ def check_entries(
         names: names of label values, see :func:`check_names`.
         known: digests of scans with which entries must not coincide, with what to call them.
         num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
-        progress: show a progress bar.
+        progress: show how many scans are checked.
         cache_dir: folder that remembers which files were good, see :class:`ArrayCache`; ``None`` for none.
     """
     cache = ArrayCache(cache_dir, [Fingerprint, check_volume])
@@ -233,9 +231,7 @@ def check_entries(
 
     with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
         checked = pool.map(check, entries)
-        if progress and has_tqdm:
-            checked = tqdm(checked, total=len(entries), desc="check", unit="scan")
-        results = list(checked)
+        results = list(show_progress(checked, len(entries), "check") if progress else checked)
     findings = []
     digests: dict[str, Any] = dict(known or {})
     cases: dict[str, str] = {}

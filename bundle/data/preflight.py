@@ -11,7 +11,7 @@ from typing import Any
 
 from ..atomic import replacing
 from ..keys import IMAGE, LABEL
-from .datalist import label_names
+from .datalist import check_dataset, label_names
 from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
 from .support import VALUES, resolve_support
 
@@ -49,6 +49,8 @@ def check_run(
     """
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
+    if dataset_dir is not None and not (support and queries):
+        check_dataset(dataset_dir)
     names = label_names(dataset_dir) if dataset_dir is not None else {}
     known, findings = {}, []
     evaluates = any(query.get(LABEL) is not None for query in queries)
@@ -61,7 +63,7 @@ def check_run(
             known[read_fingerprint(entry[IMAGE]).digest] = f"the support {entry[IMAGE]}"
     if not queries:
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
-    findings += check_entries(queries, names=names, known=known, num_workers=num_workers)
+    findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
@@ -98,7 +100,7 @@ def check_training(
     for folder in folders:
         check_output(folder, 0)
     good = list(images)
-    findings = check_entries(good, with_labels, num_workers=num_workers, cache_dir=cache_dir)
+    findings = check_entries(good, with_labels, num_workers=num_workers, progress=True, cache_dir=cache_dir)
     if good:  # without any, the training says what to do
         leave_out(good, findings + (_folder_findings(dataset_dir) if with_labels else []), strict)
     return good

@@ -38,7 +38,7 @@ class VolumeWriter(NibabelWriter):
         self.source = str((meta_dict or {}).get("filename_or_obj", ""))
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write the file in one step."""
+        """Write the file in one step; nothing is logged, since the name on the way is not the file's."""
         with replacing(filename) as temporary:
             volume = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **kwargs)
             nib.save(self._on_source(volume), temporary)

@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class CaseQuality:
-    """Writes ``output_dir/<case>/<case>_quality.json``: how similar the support is, and how sure each label is.
+    """Writes ``output_dir/<case>/<case>_quality.json``: how much of each label there is, and how sure it is.
 
+    ``volume_ml`` is there for each label that was looked for, 0 where it was not found.
     ``support_similarity``, in -1..1, and ``reverse_dice``, in 0..1 for each label, are there if the prediction's meta
     data have them, see :class:`FewShotInferer`. Labels whose reverse Dice is low are named in ``warning`` and in one
     line of the log; ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted
-    voxels, ``null`` for a label that was not found. Without either, no file is written. Each of several processes
-    writes its own cases.
+    voxels, ``null`` for a label that was not found. Each of several processes writes its own cases.
 
     Args:
         output_dir: folder of the predictions.
@@ -67,8 +67,8 @@ class CaseQuality:
         for case in iteration_cases(engine):
             self.write(case)
 
-    def write(self, case: Mapping[str, Any]) -> Path | None:
-        """Write the file of one case and return it; ``None`` if there is nothing to tell.
+    def write(self, case: Mapping[str, Any]) -> Path:
+        """Write the file of one case and return it.
 
         Raises:
             KeyError: without the label map.
@@ -76,8 +76,6 @@ class CaseQuality:
         check_keys(case, [self.pred_key], "CaseQuality")
         prediction = case[self.pred_key]
         found = self.measure(prediction, case.get(self.confidence_key))
-        if not found:
-            return None
         if "warning" in found:
             logger.warning(f"{scan_name(prediction)}: {found['warning']}")
         path = case_file(self.output_dir, prediction, f"{self.postfix}.json")
@@ -87,14 +85,15 @@ class CaseQuality:
     def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
         """Content of the file."""
         found = describe_quality(prediction, self.names, self.warn_reverse_dice_below, self.warn_similarity_below)
+        labels = prediction.as_subclass(torch.Tensor).cpu()
+        known = prediction.meta.get("label_values")
+        values = [v for v in labels.unique().tolist() if v > 0] if known is None else np.asarray(known).ravel().tolist()
+        voxel_ml = abs(float(np.linalg.det(np.asarray(prediction.affine, dtype=np.float64)[:3, :3]))) / 1000
+        inside = {label_name(int(value), self.names): labels == int(value) for value in values}
+        found["volume_ml"] = {name: round(int(mask.sum()) * voxel_ml, 4) for name, mask in inside.items()}
         if confidence is not None:
-            labels = prediction.as_subclass(torch.Tensor).cpu()
             percent = confidence.as_subclass(torch.Tensor).cpu().float()
-            known = prediction.meta.get("label_values")
-            values = [v for v in labels.unique().tolist() if v > 0] if known is None else np.asarray(known).ravel()
-            found["confidence"] = {}
-            for value in map(int, values):
-                inside = percent[labels == value]
-                mean = round(float(inside.mean()), 2) if inside.numel() else None
-                found["confidence"][label_name(value, self.names)] = mean
+            found["confidence"] = {
+                name: round(float(percent[mask].mean()), 2) if mask.any() else None for name, mask in inside.items()
+            }
         return found

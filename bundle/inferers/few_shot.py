@@ -25,6 +25,7 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
+from ..networks.precision import in_single_precision
 from .atlas_fallback import AtlasFallback
 from .completion import SliceCompletion
 from .encoded import EncodedQuery, EncodedSupport, Registration, turn_back
@@ -205,6 +206,7 @@ class FewShotInferer(Inferer):
             self._given_pseudo_supports = list(images)
             self._pseudo_supports.clear()
 
+    @in_single_precision
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> MetaTensor:
         """Segment one query.
 
@@ -218,8 +220,13 @@ class FewShotInferer(Inferer):
             Scores, see the class.
 
         Raises:
-            ValueError: for another shape, or NaN in the query.
+            ValueError: for another shape, NaN in the query, or a compiled network whose engine took the meta data away.
         """
+        if hasattr(network, "_orig_mod") and not isinstance(inputs, MetaTensor):
+            raise ValueError(
+                "evaluator#compile takes spacing, extents and support away from the scan and makes nothing faster "
+                "here; leave it out"
+            )
         meta = dict(getattr(inputs, "meta", {}))
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ValueError(f"expected one volume (1, C, H, W, D), got {tuple(inputs.shape)}")
@@ -275,7 +282,7 @@ class FewShotInferer(Inferer):
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
-        return MetaTensor(scores.movedim(0, -1)[None], meta=meta, affine=getattr(inputs, "affine", None))
+        return MetaTensor(scores.movedim(0, -1)[None], meta=meta)
 
     def _discounts(self, encoded: Sequence[EncodedSupport], values: Sequence[int], reverse_dice: Tensor) -> Tensor:
         """Confidence discount of each label ``(n,)``, see ``reverse_dice_discount``."""

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..networks.blocks.prototypes import grid_positions, normalize
+from ..networks.blocks.prototypes import add_places, grid_positions, normalize
+from ..networks.precision import in_single_precision
 
 
 def describe_slices(features: Tensor, cells: int = 4) -> Tensor:
@@ -196,6 +197,7 @@ class CellRegistration:
         self.depth_weight = depth_weight
         self.pooling = pooling
 
+    @in_single_precision
     def __call__(
         self,
         query: Tensor,
@@ -222,36 +224,48 @@ class CellRegistration:
         reach = self.reach if reach is None else reach
         size = query.shape[-2:]
         slice_cm = support_spacing / 10
-        depths = (positions.to(query) * slice_cm)[:, None, None]
+        depths = (positions.to(query, non_blocking=True) * slice_cm)[:, None, None]
         side = min(self.pooling, *size)
         cells = normalize(F.avg_pool2d(query, side), 1)
-        targets = normalize(F.avg_pool2d(support, side), 1).flatten(2).transpose(1, 2)  # (Ds, P, D)
         height, width = cells.shape[-2:]
+        cells = cells.flatten(2)  # (Dq, D, P)
+        targets = self.temperature * normalize(F.avg_pool2d(support, side), 1)
+        targets = targets.flatten(2).transpose(1, 2).contiguous()  # (Ds, P, D)
         centers = grid_positions(height, width, query)
         start = _at_depth(centers, depths)  # (Dq, 3, P)
         planes = torch.arange(len(support), device=query.device)[:, None, None] * slice_cm
         spots = _at_depth(centers, planes).transpose(1, 2)  # (Ds, P, 3)
-        weight = torch.tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt().to(query)
+        weight = torch.tensor([self.position_weight, self.position_weight, self.depth_weight]).sqrt()
+        weight = weight.to(query, non_blocking=True)
         steps = torch.arange(-reach, reach + 1, device=query.device)
         moved = torch.zeros_like(start)
-        for sigma, sigma_mm in zip(self.smoothing, self.smoothing_mm):
-            here = start + moved
-            around = (here[:, 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps
+        shape = (len(query), 3, height, width)
+        sigmas = [sigma_mm / query_spacing for sigma_mm in self.smoothing_mm]
+        along = _gaussians(len(query), sigmas, query)
+        down, across = (_gaussians(size, [sigma * size for sigma in self.smoothing], query) for size in (height, width))
+        every = torch.arange(len(query), device=query.device)
+        for slices, rows, columns in zip(along, down, across):
+            here = (start + moved).transpose(1, 2)  # (Dq, P, 3)
+            around = (here[..., 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps
             known = (around >= 0) & (around < len(support))
+            reached = known.any(dim=1)
+            # a GPU is not waited for and gets large passes; a processor gets what is needed, as it fits into its cache
+            passes = every.split(64) if query.is_cuda else every[reached].split(2)
             moved = moved.clone()
-            for index in range(len(query)):
-                near = around[index][known[index]]
-                if not len(near):
-                    continue  # no support slice is near
-                coordinates = spots[near].flatten(0, 1)
-                similar = self.temperature * targets[near].flatten(0, 1) @ cells[index].flatten(1)
-                similar = similar - torch.cdist(coordinates * weight, here[index].T * weight).square()
-                moved[index] = coordinates.T @ similar.softmax(dim=0) - start[index]
-            field = moved.reshape(len(query), 3, height, width)
-            field = _blur(_blur(field, 2, sigma * height), 3, sigma * width)
-            moved = _blur(field, 0, sigma_mm / query_spacing).flatten(2)
-        field = moved.reshape(len(query), 3, height, width)
-        field = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
+            for part in passes:
+                index = around[part].clamp(0, len(support) - 1)
+                near = spots[index].flatten(1, 2)  # (b, K * P, 3)
+                vectors = targets[index].flatten(1, 2)
+                left, right, far = add_places(vectors, cells[part], near * weight, here[part] * weight)
+                similar = torch.baddbmm(-far, left, right)
+                absent = ~known[part].repeat_interleave(len(centers), dim=1)
+                share = similar.masked_fill_(absent[..., None], -math.inf).softmax(dim=1)
+                middle = here[part].mean(dim=1, keepdim=True)  # see add_places
+                pulled = torch.bmm((near - middle).transpose(1, 2), share) + middle.transpose(1, 2) - start[part]
+                moved[part] = torch.where(reached[part, None, None], pulled, moved[part])
+            field = rows @ moved.reshape(shape) @ columns.T
+            moved = (slices @ field.flatten(1)).reshape(shape).flatten(2)
+        field = F.interpolate(moved.reshape(shape), size=size, mode="bilinear", align_corners=False)
         return _at_depth(grid_positions(size[0], size[1], query), depths).reshape(len(query), 3, *size) + field
 
 
@@ -318,10 +332,10 @@ def registered_similarity(query: Tensor, support: Tensor, coordinates: Tensor, s
     count = len(support)
     depths = coordinates[:, 2] / (support_spacing / 10)
     on_support = (depths > -0.5) & (depths < count - 0.5)
-    if not bool(on_support.any()):
-        return -1.0
     found = sample_coordinates(normalize(support, 1), coordinates, support_spacing)
-    return float(F.cosine_similarity(query, found, dim=1)[on_support].mean())
+    cosine = F.cosine_similarity(query, found, dim=1)
+    total, number = torch.stack([torch.where(on_support, cosine, 0.0).sum(), on_support.sum()]).tolist()
+    return total / number if number else -1.0
 
 
 def sample_coordinates(support: Tensor, coordinates: Tensor, support_spacing: float) -> Tensor:
@@ -348,13 +362,12 @@ def _at_depth(grid: Tensor, depths: Tensor) -> Tensor:
     return torch.cat([grid.T.expand(len(depths), -1, -1), depths.to(grid).expand(-1, 1, len(grid))], dim=1)
 
 
-def _blur(field: Tensor, dim: int, sigma: float) -> Tensor:
-    """Smooth a tensor along an axis by a Gaussian that is normalized at the ends."""
-    if sigma <= 0:
-        return field
-    steps = torch.arange(field.shape[dim], dtype=field.dtype, device=field.device)
-    kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)
-    return torch.tensordot(field.movedim(dim, -1), (kernel / kernel.sum(dim=1, keepdim=True)).T, 1).movedim(-1, dim)
+def _gaussians(size: int, sigmas: Sequence[float], like: Tensor) -> Tensor:
+    """Matrices ``(R, size, size)`` that smooth along an axis, normalized at its ends; a sigma of 0 smooths nothing."""
+    steps = torch.arange(size, dtype=like.dtype, device=like.device)
+    widths = torch.tensor(sigmas, dtype=like.dtype).clamp(min=1e-3).to(like.device, non_blocking=True)
+    kernels = torch.exp(-0.5 * ((steps[:, None] - steps[None]) / widths[:, None, None]) ** 2)
+    return kernels / kernels.sum(dim=2, keepdim=True)
 
 
 def nearest_slices(positions: Tensor, annotated: Tensor, count: int) -> Tensor:

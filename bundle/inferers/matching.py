@@ -32,9 +32,11 @@ def match_slices(
         Scores ``(D, 1 + n, h, w)``, and which labels the slices that answer show ``(D, n)``.
     """
     foreground, shows = scan.wanted(values)
-    chosen = registered.support_index.to(features.device)
+    chosen = registered.support_index.to(features.device, non_blocking=True)
     scores, shown = [], []
-    for part in torch.arange(len(features)).split(max(1, batch_size // chosen.shape[1])):
+    slices = max(1, batch_size // chosen.shape[1])
+    for first in range(0, len(features), slices):
+        part = slice(first, first + slices)
         index = chosen[part].clamp(min=0)  # (b, K)
         known = (chosen[part] >= 0)[..., None, None]
         masks = (foreground[index] * known[..., None]).transpose(1, 2)  # (b, n, K, h, w)

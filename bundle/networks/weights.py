@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..atomic import replacing
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder
@@ -217,6 +218,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return dict(state_dict)
+
+
+def unwrapped(item: Any) -> Any:
+    """A network without the wrappers of ``torch.compile`` and of several processes, whose names have prefixes.
+
+    Args:
+        item: a network, or anything else, which comes back as it is.
+    """
+    while True:
+        if isinstance(item, DistributedDataParallel):
+            item = item.module
+        elif isinstance(item, nn.Module) and hasattr(item, "_orig_mod"):
+            item = item._orig_mod
+        else:
+            return item
 
 
 def save_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:

@@ -70,7 +70,7 @@ class ConfidenceMap(Transform):
             chosen = self._channels(label_map, values, plain.shape[1:])
         confidence = shares.gather(0, chosen)
         confidence = torch.where(nowhere & (chosen == 0), torch.full_like(confidence, self.outside), confidence)
-        return MetaTensor(confidence, meta=dict(scores.meta), affine=scores.affine)
+        return MetaTensor(confidence, meta=dict(scores.meta))
 
     @staticmethod
     def _channels(label_map: torch.Tensor, values: list[int], shape: torch.Size) -> torch.Tensor:
@@ -119,5 +119,5 @@ class ConfidenceMapd(MapTransform):
         for key, name in self.key_iterator(out, self.names):
             found = self.measure(out[key], labels)
             percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
-            out[name] = MetaTensor(percent, meta=dict(found.meta), affine=found.affine)
+            out[name] = MetaTensor(percent, meta=dict(found.meta))
         return out

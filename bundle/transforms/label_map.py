@@ -38,7 +38,7 @@ class LabelMap(Transform):
             raise ValueError(f"LabelMap: {plain.shape[0]} channels for the label values {values}")
         dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if max(values) <= torch.iinfo(d).max)
         table = torch.tensor(values, dtype=dtype, device=scores.device)
-        return MetaTensor(table[plain.argmax(dim=0, keepdim=True)], meta=dict(scores.meta), affine=scores.affine)
+        return MetaTensor(table[plain.argmax(dim=0, keepdim=True)], meta=dict(scores.meta))
 
 
 class LabelMapd(MapTransform):
@@ -87,7 +87,7 @@ class ClassMasksd(MapTransform):
                 masks = plain.argmax(dim=0, keepdim=True) == torch.arange(1, count + 1).view(-1, 1, 1, 1).to(
                     plain.device
                 )
-            out[key] = MetaTensor(masks.to(torch.uint8), meta=dict(scores.meta), affine=scores.affine)
+            out[key] = MetaTensor(masks.to(torch.uint8), meta=dict(scores.meta))
         return out
 
 
@@ -110,5 +110,5 @@ class LabelMasksd(MapTransform):
         for key in self.key_iterator(out):
             plain = out[key].as_subclass(torch.Tensor)
             values = torch.tensor(self.labels, device=plain.device).view(-1, 1, 1, 1)
-            out[key] = MetaTensor((plain == values).to(torch.uint8), meta=dict(out[key].meta), affine=out[key].affine)
+            out[key] = MetaTensor((plain == values).to(torch.uint8), meta=dict(out[key].meta))
         return out

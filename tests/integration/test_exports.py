@@ -150,7 +150,7 @@ def test_the_zoos_folder_runs(tmp_path, tiny_weights, phantom_dir):
     (source / "docs").mkdir(exist_ok=True)
     (source / "docs" / "README.md").write_text("# Few-shot segmentation")
     (source / "scripts").mkdir()
-    for name in ("__init__.py", "export.py"):
+    for name in ("__init__.py", "command.py", "export.py"):
         (source / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
     zoo = tmp_path / "zoo"
     command = [sys.executable, "-m", "scripts.export", "zoo", str(zoo)]

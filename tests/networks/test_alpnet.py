@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bundle.networks import TinyEncoder
 from bundle.networks.blocks.prototypes import central_pixels, resize_mask
 from bundle.networks.nets import ALPNet
 
@@ -228,3 +229,17 @@ def test_central_pixels_are_all_that_the_feature_grid_sees_of_a_mask(stride):
         assert central.shape == (2, 3, 1, 8, 12)
     expected = resize_mask(masks[:, :, 0], [4, 6])
     torch.testing.assert_close(resize_mask(central[:, :, 0], [4, 6]), expected)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_and_weights_lie_in_memory_as_wanted(channels_last):
+    encoder = TinyEncoder(8, stride=4)
+    network = ALPNet(encoder, channels_last=channels_last)
+    network.to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    seen = []
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
+            module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    network.encode(torch.rand(2, 1, 32, 32))
+    assert seen
+    assert all(x.is_contiguous(memory_format=torch.channels_last) == channels_last for x in seen)

@@ -34,9 +34,11 @@ def calls(monkeypatch):
 def folders(tmp_path):
     """Three data sets of empty files."""
     for name in "abc":
-        (tmp_path / name / "imagesTr").mkdir(parents=True)
-        for number in range(3):
-            (tmp_path / name / "imagesTr" / f"{name}_{number}.nii.gz").touch()
+        for part in ("imagesTr", "labelsTr"):
+            (tmp_path / name / part).mkdir(parents=True)
+            for number in range(4):
+                (tmp_path / name / part / f"{name}_{number}.nii.gz").touch()
+        (tmp_path / name / "dataset.json").write_text(json.dumps({"labels": {"1": "disc"}}))
     return [str(tmp_path / name) for name in "abc"]
 
 
@@ -46,7 +48,7 @@ def test_transfer_trains_without_the_tested_set_and_evaluates_on_it(calls, folde
     (train, training), *evaluations = calls
     assert train == ["configs/train.json"]
     assert training["max_epochs"] == 7
-    assert [Path(item["image"]).name[0] for item in training["images"]] == list("aaaccc")
+    assert [Path(item["image"]).name[0] for item in training["images"]] == list("aaaacccc")
     assert [(e["dataset_dir"], e["fold"], e["protocol"]) for _, e in evaluations] == [
         (folders[1], fold, "volume") for fold in (0, 1)
     ]
@@ -85,18 +87,43 @@ def test_only_ids_of_the_configs_are_passed_on(monkeypatch, tmp_path):
     assert "max_epochs" not in known
 
 
-def test_none_switches_off_what_it_names(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overrides": {"max_epoch": 3}}, r"overrides: max_epoch: no config has this id; did you mean max_epochs\?"),
+        ({"overrides": {"registration#reachh": 3}}, r"registration#reachh: .*did you mean reach\?"),
+        ({"overrides": {"superpixel#metod": 3}}, r"superpixel#metod: .*did you mean superpixel#method\?"),
+        ({"protocol": "offical"}, "no protocol is called 'offical'; there are official"),
+        ({"num_folds": 5}, "5 folds need 10 scans with a label"),
+        ({"config": ["configs/papr.json"]}, r"papr.json: no such config; did you mean .*paper.json\?"),
+        ({"setting": 2, "groups": [["disk"]]}, r"no label is called 'disk'; there are disc \(1\)"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_after_hours_fails_before_the_first_training(calls, folders, tmp_path, given, message):
+    given = {"folds": [0], "num_folds": 2, **given}
+    with pytest.raises((ValueError, OSError), match=message):
+        benchmark.accuracy(folders[0], str(tmp_path / "runs"), **given)
+    assert not calls
+
+
+def test_the_paper_is_trained_and_evaluated_under_the_protocol_that_is_asked_for(calls, folders, tmp_path):
+    benchmark.accuracy(folders[0], str(tmp_path / "runs"), folds=[1], num_folds=2, config=["configs/paper.json"],
+                       overrides={"network_def#encoder": {"_target_": "bundle.networks.TinyEncoder"}})  # fmt: skip
+    (train, _), (test, settings) = calls
+    assert train == ["configs/train.json", "configs/fold.json", "configs/paper.json"]
+    assert test == ["configs/inference.json", "configs/evaluate.json", "configs/paper.json"]
+    assert settings["protocol"] == "official"
+
+
+def test_none_and_names_arrive_in_the_run(monkeypatch, tmp_path):
     commands = []
 
-    def run(command, **_):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+    class Done:
+        returncode = 0
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
-    benchmark._bundle_run(["configs/inference.json"], {"completion": None, "num_slices": 1}, tmp_path / "log.txt", 1)
-    assert commands[0][-4:] == ["--completion", "$None", "--num_slices", "1"]
-    parser = ConfigParser()
-    parser.read_config("configs/inference.json")
-    assert parser.get_parsed_content("completion") is not None
-    parser["completion"] = "$None"
-    assert parser.get_parsed_content("completion") is None
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    settings = {"completion": None, "registration": False, "labels": ["liver", 2]}
+    benchmark._bundle_run(["configs/inference.json"], settings, tmp_path / "run.log", 1)
+    words = commands[0]
+    typed = {key: words[words.index(f"--{key}") + 1] for key in settings}
+    assert typed == {"completion": "$None", "registration": "False", "labels": "['liver', 2]"}

@@ -18,14 +18,16 @@ def run(monkeypatch, capsys):
     """Call the command line in this process; give back exit status, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # set back afterwards
         monkeypatch.setattr(sys, "argv", ["convert_weights", *map(str, arguments)])
         status = 0
         try:
             convert_weights.main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
+        except Exception as error:  # as Python ends a program: by the hook
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -83,7 +85,7 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(run, tmp_path, command,
     torch.save(lite0_state_dict(), tmp_path / "source.pth")
     status, out, err = run(command, tmp_path / "source.pth", tmp_path / "model.pt", *options)
     assert (status, out) == (1, "")
-    assert err.startswith(f"convert_weights: {message}")
+    assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not (tmp_path / "model.pt").exists()
 

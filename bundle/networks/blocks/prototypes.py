@@ -123,18 +123,50 @@ def similarity(
 def similarity_factors(
     query: Tensor, vectors: Tensor, temperature: float, places: Optional[Tensor] = None, cells: Optional[Tensor] = None
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """What :func:`similarity` multiplies, ``(B, P, D + K + 1)`` and ``(B, D + K + 1, h * w)``, and subtracts.
-
-    ``|a - b|^2 = |a|^2 - 2 ab + |b|^2``, so that the places ride along in the one product.
-    """
+    """What :func:`similarity` multiplies, ``(B, P, D + E)`` and ``(B, D + E, C)``, and subtracts ``(B or 1, 1, C)``."""
     vectors, features = temperature * normalize(vectors, 2), normalize(query, 1).flatten(2)
     if places is None or cells is None:
         return vectors, features, torch.zeros_like(features[:, :1])
-    places = places.expand(vectors.shape[0], -1, -1)
-    cells = cells.expand(vectors.shape[0], -1, -1).transpose(1, 2)
-    left = torch.cat([vectors, 2 * places, -places.square().sum(dim=2, keepdim=True)], dim=2)
-    right = torch.cat([features, cells, torch.ones_like(cells[:, :1])], dim=1)
-    return left, right, cells.square().sum(dim=1, keepdim=True)
+    return add_places(vectors, features, places, cells)
+
+
+def add_places(vectors: Tensor, features: Tensor, places: Tensor, cells: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Let squared distances ride along in a product, ``|a - b|^2 = |a|^2 - 2 ab + |b|^2``.
+
+    Its terms are large and cancel: places are centered first, and taken apart so that matrix units which round what
+    they multiply (TensorFloat-32) have nothing to round.
+
+    Args:
+        vectors: left side of the product ``(B, P, D)``.
+        features: right side ``(B, D, C)``.
+        places: ``(B or 1, P, K)``.
+        cells: ``(B or 1, C, K)``.
+
+    Returns:
+        Both sides with ``E`` more columns, ``(B, P, D + E)`` and ``(B, D + E, C)``, and what is to be subtracted from
+        their product ``(B or 1, 1, C)``.
+    """
+    middle = cells.mean(dim=1, keepdim=True)
+    places = (places - middle).expand(vectors.shape[0], -1, -1)
+    cells = cells - middle
+    high, low = split_digits(2 * places)
+    norm_high, norm_low = split_digits(-places.square().sum(dim=2, keepdim=True))
+    cell_high, cell_low = split_digits(cells)
+    one = torch.ones_like(cells[..., :1])
+    left = torch.cat([vectors, high, high, low, low, norm_high, norm_low], dim=2)
+    right = torch.cat([cell_high, cell_low, cell_high, cell_low, one, one], dim=2).transpose(1, 2)
+    right = torch.cat([features, right.expand(features.shape[0], -1, -1)], dim=1)
+    return left, right, cells.square().sum(dim=2)[:, None]
+
+
+def split_digits(values: Tensor) -> Tuple[Tensor, Tensor]:
+    """Two tensors with the sum of single-precision values, the first of 11 binary digits, the second of the other 13.
+
+    TensorFloat-32 keeps 11 digits (Dekker, Numerische Mathematik 18, 1971).
+    """
+    shifted = values * 8193.0
+    high = shifted - (shifted - values)
+    return high, values - high
 
 
 def match_prototypes(similar: Tensor, valid: Tensor, reach: float = 80.0) -> Tensor:
