@@ -30,12 +30,16 @@ def strings(item: Any) -> Iterator[tuple[str, str]]:
     return ((path, value) for path, value in walk(item) if isinstance(value, str))
 
 
+def optional_parts(config: Any) -> set[str]:
+    """Ids of parts that may be missing, which ``False`` switches off: a config reads them as ``@id or None``."""
+    found = (re.fullmatch(r"\$@([\w#:]+) or None", value) for _, value in strings(config))
+    return {match[1].replace("::", SEP) for match in found if match}
+
+
 def switches(config: Any) -> set[str]:
-    """Ids that ``False`` switches off: those that a config reads as ``@id or None`` or ``not @id``."""
-    found = set()
-    for _, value in strings(config):
-        found |= set(re.findall(r"^\$@([\w#:]+) or None$", value)) | set(re.findall(r"not @([\w#:]+)", value))
-    return {name.replace("::", SEP) for name in found}
+    """All ids that ``False`` switches off: the optional parts, and what a config reads as ``not @id``."""
+    found = {name for _, value in strings(config) for name in re.findall(r"not @([\w#:]+)", value)}
+    return optional_parts(config) | {name.replace("::", SEP) for name in found}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -20,9 +20,10 @@ from monai.bundle.scripts import create_workflow, update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.bundle.workflows import ConfigWorkflow
 
-from .ids import MEANINGS, SEP, strings, suggest, switches, walk
+from .ids import MEANINGS, SEP, optional_parts, strings, suggest, switches, walk
 
 APPEND = "+"
+ONLY_IN_FILES = "+ appends in a config file only; write an overlay, or set the whole id"
 ALWAYS_KNOWN = ("imports", "initialize", "run", "finalize", MEANINGS)  # MONAI looks for them in every config
 BASE = "bundle_root"  # an id that whole configs have, and overlays have not
 WORDS = ("none", "null", "off", "no", "false", "on", "yes", "true")  # typed for a value, they stay words
@@ -55,6 +56,8 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
 
     given = fire.Fire(collect, command=list(typed[1:]), serialize=lambda _: None)
     for key, value in given.items():
+        if key.startswith(APPEND):
+            raise ValueError(f"--{key}: {ONLY_IN_FILES}")
         if key not in RUN_ARGUMENTS and value is None:
             raise ValueError(f"--{key} None: MONAI ignores None here; type --{key} False to switch it off")
     merged = update_kwargs(given.pop("args_file", None), **given)
@@ -134,11 +137,14 @@ class _Settings:
         name = key.replace("::", SEP)
         appends = name.startswith(APPEND)
         if appends and not is_file:
-            raise ValueError(f"{where}{name}: + appends in a config file only; write an overlay, or set the whole id")
+            raise ValueError(f"{where}{name}: {ONLY_IN_FILES}")
         name = name[len(APPEND) :] if appends else name
         old = self._check_path(name, where, is_file)
         if not is_file:
             _check_word(f"{where}{name}", value, old)
+            is_part = not isinstance(value, (str, int, float, list, tuple)) or str(value).startswith(("$", "@", "%"))
+            if value is not False and not is_part and name in optional_parts(self.parser.get()):
+                raise ValueError(f"{where}{name} {value}: give False to switch it off, or a part with a _target_")
             if value is False and ConfigComponent.is_instantiable(old) and name not in switches(self.parser.get()):
                 raise ValueError(f"{where}{name}: this part cannot be switched off; give another _target_ instead")
         if not appends and _is_plain(old) and _is_plain(value) and old and not (is_file and name in self.shared):
@@ -204,8 +210,8 @@ class _Settings:
 def _check_file(path: Path) -> None:
     """Raise unless a file is a config that can be read."""
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        there = [file.stem for file in folder.glob("*.json")] if folder.is_dir() else []
+        folder = path.parent if path.is_absolute() or path.parent.is_dir() else Path("configs")
+        there = [file.stem for file in folder.glob("*.json")]
         hint = suggest(path.stem, there).replace("mean ", f"mean {folder}{os.sep}").replace("?", ".json?")
         raise FileNotFoundError(f"{path}: no such config{hint}")
     if not re.fullmatch(ConfigParser.suffix_match, path.name, re.IGNORECASE):

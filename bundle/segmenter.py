@@ -95,6 +95,8 @@ class FewShotSegmenter:
                 network.
         """
         files = [Path(path) / name for name in ([config] if isinstance(config, str) else config)]
+        if not files[0].parent.is_dir():
+            raise FileNotFoundError(f"{files[0]}: no such config; path must be the bundle's folder")
         return cls(read_config(files, {"bundle_root": str(path), **overrides}))
 
     def set_support(

@@ -189,7 +189,7 @@ def triptych(
 def prototypes(
     dataset_dir: str,
     case: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     slice: int | None = None,  # noqa: A002
     output: str = "prototypes.png",
     config_file: str = "configs/inference.json",
@@ -201,7 +201,7 @@ def prototypes(
     Args:
         dataset_dir: folder of the data set.
         case: name of the query; the first that is no support if not given.
-        label: label value; the first that the support shows if not given.
+        label: label, by value or name; the first that the support shows if not given.
         slice: slice of the query, from 1; that whose support slices show most of the label if not given.
         output: the PNG to write.
         config_file: inference config whose network, weights, support and transforms count.
@@ -223,7 +223,7 @@ def prototypes(
     network.load_state_dict(state.get("model", state))
     preprocessing = parser.get_parsed_content("preprocessing")
     support = data.load_support(entries[0], preprocessing)
-    value = support.values[0] if label is None else label
+    value = (data.label_values(label, data.label_names(dataset_dir)) or support.values)[0]
     if value not in support.values:
         raise ValueError(f"label must be one that the support {support_case} shows, {support.values}, got {value}")
     scan = preprocessing({"image": path})["image"]

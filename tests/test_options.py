@@ -10,9 +10,10 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle import FewShotSegmenter
-from bundle.ids import switches
+from bundle.ids import optional_parts, switches
 from bundle.inferers import FewShotInferer
 from bundle.options import as_arguments, check_command_line, check_options, read_config
+from bundle.transforms import BodyMaskd
 
 from .conftest import ROOT, TINY_NETWORK
 
@@ -72,6 +73,8 @@ def small(names, tmp_path, phantom_dir, **overrides):
         ("inference", "network_def#encoder#_target_", "bundle.networks.TinyEncoder", "#variant: .* no such argument"),
         ("inference", "+handlers", [], r"\+ appends in a config file only"),
         ("inference", "registration", "null", "type --registration False"),
+        ("inference", "registration", True, "--registration True: give False to switch it off, or a part"),
+        ("inference paper", "upsampling", 2, "--upsampling 2: give False to switch it off, or a part"),
         ("inference", "overlays", "false", "type --overlays False"),
         ("train", "loss", False, "cannot be switched off"),
     ],
@@ -164,7 +167,7 @@ def test_a_bare_none_is_refused(key, form):
 
 def test_every_part_that_the_inferer_can_do_without_is_a_switch():
     config = ConfigParser.load_config_files(files("inference"))
-    assert set(OFF) < switches(config)
+    assert set(OFF) == optional_parts(config) < switches(config)
     assert {"pretrained"} <= switches(ConfigParser.load_config_files(files("train")))
 
 
@@ -200,7 +203,8 @@ def test_every_documented_form_of_a_switch_changes_what_is_built(key, form, tmp_
 
 def test_false_gives_the_automatic_choice_of_other_ids(tmp_path, phantom_dir):
     parser = small("inference abdomen_ct", tmp_path, phantom_dir, body_threshold=False, labels=False)
-    assert parser.get_parsed_content("steps#5").converter.threshold is None
+    body = next(step for step in parser.get_parsed_content("steps") if isinstance(step, BodyMaskd))
+    assert body.converter.threshold is None
     assert parser.get_parsed_content("inferer").labels is None
     bank = small("train", tmp_path, phantom_dir, bank_limit_gb=False, cache_dir=False).get_parsed_content("train#bank")
     assert bank.limit_gb is None
