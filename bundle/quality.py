@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .keys import MODALITY
+from .keys import MODALITY, MODALITY_REASON
 
 
 def label_name(value: int, names: Mapping[int, str]) -> str:
@@ -29,8 +29,9 @@ def describe_quality(
         warn_similarity_below: ``support_similarity`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"modality": "ct" or "mr", "support_similarity": …, "rotated_degrees": …, "atlas_fallback": [name, …],
-        "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is fine.
+        ``{"modality": "ct" or "mr", "modality_reason": text, "support_similarity": …, "rotated_degrees": …,
+        "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is
+        fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -46,6 +47,9 @@ def describe_quality(
     modality, theirs = _first(prediction.meta.get(MODALITY)), _listed(prediction.meta.get("support_modality"))
     if modality:
         found[MODALITY] = modality
+        reason = _first(prediction.meta.get(MODALITY_REASON))
+        if reason:
+            found[MODALITY_REASON] = reason
         others = sorted({other for other in theirs if other and other != modality})
         if others:
             warnings.append(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checks import check_geometry, check_label_values
 from .data.fingerprint import read_fingerprint
+from .data.reader import OTHER_AFFINE
 from .data.support import SLICES, VALUES, SupportScan, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
@@ -229,6 +230,7 @@ class FewShotSegmenter:
             read_fingerprint(name, is_label)  # says in one line what is wrong with the file
             key = LABEL if is_label else IMAGE
             values = _apply(self._readers, {key: name})[key]
+        own = affine is None and spacing is None
         if spacing is not None:
             affine = np.diag([*np.broadcast_to(np.asarray(spacing, dtype=float), 3), 1.0])
         for other in (getattr(values, "affine", None), fallback, np.eye(4)):
@@ -240,7 +242,8 @@ class FewShotSegmenter:
         array = _to_array(values, name)
         if is_label:
             check_label_values(array, name)
-        meta = {"filename_or_obj": name, "original_affine": grid, "spatial_shape": np.array(array.shape[1:])}
+        known = {k: v for k, v in getattr(values, "meta", {}).items() if k == OTHER_AFFINE and own}
+        meta = {**known, "filename_or_obj": name, "original_affine": grid, "spatial_shape": np.array(array.shape[1:])}
         return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(grid), meta=meta)
 
 

@@ -338,7 +338,7 @@ def read_scan(path: str) -> Any:
     """An image file as a tensor ``(1, X, Y, Z)`` with its affine."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
-    scan = transforms.LoadImage(image_only=True, ensure_channel_first=True)(path)
+    scan = transforms.LoadImage("bundle.data.NiftiReader", image_only=True, ensure_channel_first=True)(path)
     if scan.ndim != 4 or scan.shape[0] != 1:
         raise ValueError(f"{path}: expected one 3D volume, got shape {tuple(scan.shape)}")
     return scan

@@ -253,9 +253,10 @@ def measure_fold(
 
 
 def load_pair(entry: Mapping[str, str]) -> Pair:
-    """Image and label map of a scan, as they are stored."""
-    load = transforms.LoadImage(ensure_channel_first=True)
-    return load(entry["image"]), load(entry["label"])
+    """Image and label map of a scan, on the voxels of the image as it is stored."""
+    load = transforms.LoadImage("bundle.data.NiftiReader", ensure_channel_first=True)
+    image = load(entry["image"])
+    return image, own.MatchLabel()(load(entry["label"]), image)
 
 
 def set_support(segmenter: bundle.FewShotSegmenter, entries: Sequence[Mapping[str, str]], slices: int) -> None:

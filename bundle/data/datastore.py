@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.transforms import LoadImage
 
+from ..checks import check_label_values
 from ..keys import IMAGE, LABEL
+from .reader import NiftiReader
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
@@ -183,5 +183,4 @@ def label_values(path: str | os.PathLike) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _label_values(path: str, mtime: int, size: int) -> tuple[int, ...]:
-    label = np.asarray(torch.as_tensor(LoadImage(image_only=True, dtype=None)(path)))
-    return tuple(int(value) for value in np.unique(label) if value > 0)
+    return tuple(check_label_values(LoadImage(image_only=True, reader=NiftiReader)(path), path))
