@@ -13,6 +13,7 @@ import torch
 from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL, MODALITY
 from .datalist import case_name, list_images, make_datalist, spread
+from .fingerprint import read_fingerprint
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
 SLICES = "slices"  # key of a support entry: which slices were annotated, one of the following
@@ -29,7 +30,7 @@ class SupportScan:
         spacing_mm: distance of neighboring slices.
         name: what messages call it.
         annotated: values of the structures that were annotated on this scan; what is not annotated is unknown here,
-            not background. ``None`` if the scan is annotated for every label in use.
+            not background. ``None`` for those that it shows: of several scans, one may lack what another shows.
         slices: ``"all"`` if every slice was annotated, ``"labelled"`` if only those with a label were, so that the
             others are unknown, ``"auto"`` to tell by the labels: where each of them comes and goes from slice to slice,
             somebody labelled single slices.
@@ -67,7 +68,7 @@ class SupportScan:
 
     def annotates(self, value: int) -> bool:
         """Whether the scan says where the structure of a value is and where it is not."""
-        return self.annotated is None or value in self.annotated
+        return value in (self.values if self.annotated is None else self.annotated)
 
 
 def slice_spacing(image: torch.Tensor) -> float:
@@ -126,8 +127,64 @@ def _check_entries(support: Sequence[Mapping[str, Any]]) -> None:
 
 
 def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """The first labelled scan of a data set as its only support; empty if nothing is labelled."""
-    return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry][:1]
+    """The labelled scans of a data set as its support; empty if nothing is labelled."""
+    return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry]
+
+
+def shown_values(entry: Mapping[str, Any]) -> list[int]:
+    """Values in the result that a support shows, ascending, by its label file and ``"values"``, if it has them.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`read_fingerprint`.
+    """
+    found = read_fingerprint(entry[LABEL], is_label=True).values or ()
+    if entry.get(VALUES) is not None:
+        mapping = {int(k): int(v) for k, v in entry[VALUES].items()}
+        found = {mapping[value] for value in found if value in mapping}
+    return sorted(int(value) for value in found)
+
+
+def showing_entries(support: Sequence[Mapping[str, Any]], labels: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Those support scans that show a wanted label.
+
+    Args:
+        support: entries whose files exist, see :func:`resolve_support`.
+        labels: wanted values; ``None`` for all that any of them shows.
+
+    Raises:
+        ValueError: if none of them shows any.
+    """
+    if labels is None:
+        return [dict(entry) for entry in support]
+    shown = [shown_values(entry) for entry in support]
+    found = [dict(entry) for entry, values in zip(support, shown) if set(labels) & set(values)]
+    if not found:
+        check_wanted(labels, shown)
+    return found
+
+
+def check_wanted(
+    labels: Sequence[int] | None, shown: Sequence[Sequence[int]], names: Mapping[int, str] | None = None
+) -> None:
+    """Raise unless each wanted label is shown by a support.
+
+    Args:
+        labels: wanted values; ``None`` for all that any support shows.
+        shown: values of each support.
+        names: what the values are called in the message.
+
+    Raises:
+        ValueError: naming the labels, and those that the supports show.
+    """
+    every = sorted({value for values in shown for value in values})
+    missing = [value for value in labels or () if value not in every]
+    if missing:
+        known = names or {}
+        theirs, wanted = (
+            ", ".join(f"{value} ({known[value]})" if value in known else str(value) for value in values)
+            for values in (every, missing)
+        )
+        raise ValueError(f"labels: no support shows {wanted}; supports show {theirs or 'none'}")
 
 
 def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ class EncodedSupport:
         slices: numbers of the annotated slices ``(A,)``; the others are no background.
         answering: numbers of the slices that answer queries: the annotated ones and those that were completed.
         extents: numbers of the slices that show each label, whether they are used as annotated or not.
+        heights_mm: longest stretch of annotated slices that show each label, without a gap, in mm.
         descriptor: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
         widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
         labelled: whether somebody labelled it; ``False`` where a prediction stands for labels.
@@ -58,6 +59,7 @@ class EncodedSupport:
         self.shows = shows
         self.slices = self.answering = torch.tensor(list(slices))
         self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
+        self.heights_mm = [longest_stretch(extent, self.slices.tolist()) * spacing_mm for extent in self.extents]
         self.descriptor = descriptor
         self.widths = widths
         self.labelled = labelled
@@ -76,11 +78,12 @@ class EncodedSupport:
             shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
             shown.append(masks[:, 1:].flatten(2).any(dim=2))
         background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
+        annotated = set(values if scan.annotated is None else scan.annotated)
         encoded = cls(
             features,
             scan.spacing_mm,
             values,
-            scan.annotates,
+            annotated.__contains__,
             foreground,
             background[:, 0],
             torch.cat(shown),
@@ -102,6 +105,12 @@ class EncodedSupport:
         every = range(len(features))
         background = predicted[:, 0]
         return cls(features, spacing_mm, values, lambda _: True, foreground, background, shows, every, labelled=False)
+
+    def summary(self) -> SupportSummary:
+        """What tells how near it is to a query."""
+        if self.descriptor is None:
+            raise RuntimeError("this scan has no descriptor")
+        return SupportSummary(self.values, self.descriptor.clone(), self.spacing_mm)
 
     def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
@@ -130,9 +139,8 @@ class EncodedSupport:
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
     def height_mm(self, value: int) -> float:
-        """Distance from the first to the last slice that shows a label, both included, in mm; 0 where none does."""
-        shown = self.extent(value) if value in self.values else []
-        return (shown[-1] - shown[0] + 1) * self.spacing_mm if shown else 0.0
+        """Height of a label's tallest part along the slices in mm; 0 where none shows it."""
+        return self.heights_mm[self.values.index(value)] if value in self.values else 0.0
 
     def volume(self, value: int, length_mm: float) -> float:
         """Largest volume of a label that a stack of slices can show, as share of the frame times mm; 0 for none.
@@ -151,7 +159,7 @@ class EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
         view = copy.copy(self)
         row = self.values.index(value)
-        view.values, view.extents = [value], [self.extents[row]]
+        view.values, view.extents, view.heights_mm = [value], [self.extents[row]], [self.heights_mm[row]]
         view.slices = view.answering = torch.tensor(sorted(set(slices)))
         view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
         view.background = 1 - view.foreground[:, 0]
@@ -189,6 +197,34 @@ class EncodedSupport:
                 view.background = self.background + self.foreground.sum(dim=1) - view.foreground[:, 0]
             self._views[key] = view
         return self._views[key]
+
+
+class SupportSummary(NamedTuple):
+    """Small enough to be kept of every support scan.
+
+    Attributes:
+        values: the label values that occur.
+        descriptor: ``(Ds, F)``, see :func:`describe_slices`.
+        spacing_mm: distance of the slices.
+    """
+
+    values: list[int]
+    descriptor: Tensor
+    spacing_mm: float
+
+
+def longest_stretch(shown: Sequence[int], annotated: Sequence[int]) -> int:
+    """Slices from the first to the last, both included, of the longest stretch that shows a label.
+
+    Args:
+        shown: numbers of the slices that show it.
+        annotated: numbers of the annotated slices, ascending; one of them without the label ends a stretch.
+    """
+    longest, first = 0, None
+    for index in annotated:
+        first = (index if first is None else first) if index in shown else None
+        longest = longest if first is None else max(longest, index - first + 1)
+    return longest
 
 
 def label_widths(masks: Tensor) -> Tensor:

@@ -21,14 +21,22 @@ from torch import Tensor, nn
 
 from ..checks import check_volume
 from ..data.protocol import support_slices
-from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_support, slice_spacing
+from ..data.support import (
+    SLICES,
+    VALUES,
+    SupportScan,
+    load_support,
+    resolve_support,
+    showing_entries,
+    slice_spacing,
+)
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
 from ..networks.blocks.prototypes import normalize
 from ..networks.precision import in_single_precision
 from .atlas_fallback import AtlasFallback
 from .completion import SliceCompletion
-from .encoded import EncodedQuery, EncodedSupport, Registration, turn_back
+from .encoded import EncodedQuery, EncodedSupport, Registration, SupportSummary, turn_back
 from .location import (
     CellRegistration,
     InPlaneOrientation,
@@ -66,6 +74,7 @@ class FewShotInferer(Inferer):
 
     Several support scans are matched one by one, and a label's scores are averaged over those that annotate it,
     weighted by how similar they are to the query. A label can appear in a slice where scans of half the weight show it.
+    Of many, only the ``num_supports`` answer for a query that are the most similar to it.
 
     Unlabelled scans may stand between support and query: the support segments them once, and what is sure on them
     answers as further support scans do, see :class:`PseudoSupports`.
@@ -84,6 +93,8 @@ class FewShotInferer(Inferer):
         preprocessing: transform of a support entry into the network's frame; the same as the queries'.
         labels: values to segment; ``None`` for all that the support shows.
         dataset_dir: folder to which paths of the support may be relative.
+        num_supports: of the support scans that show a label, so many answer for a query: those whose slices are the
+            most similar to it; ``None`` for all.
         num_slices: support slices that answer for a query slice.
         descriptor_cells: side of the grid over which a slice's features are averaged for the alignment.
         alignment: arguments of :func:`align_scans`; what is not given keeps its default. With several candidates,
@@ -99,11 +110,11 @@ class FewShotInferer(Inferer):
             registration.
         similarity_temperature: scans that are less similar by this weigh less by a factor of e.
         slice_batch_size: slices a pass through the network; memory does not depend on the number of slices.
-        cache_size: encoded support scans that are kept.
+        cache_size: encoded support scans that are kept, at least those that answer for a query.
         smoothing_mm: largest standard deviation of a Gaussian along the slice axis that smooths the scores; 0 for none.
             Slices where a label cannot appear take no part.
-        smoothing_share: standard deviation for each label as a share of its height on the support, where that is less:
-            what suits a liver would wipe out a hippocampus.
+        smoothing_share: standard deviation for each label as a share of the height of its tallest part on the support,
+            where that is less: what suits a liver would wipe out a hippocampus.
         completion: labels the slices between the annotated ones of a support scan, which then answer too; ``None`` for
             none.
         refinement: matches a query to what it is sure of itself; ``None`` for none.
@@ -119,7 +130,7 @@ class FewShotInferer(Inferer):
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
-        ValueError: for ``trial_slices`` below 1.
+        ValueError: for ``trial_slices`` or ``num_supports`` below 1.
         ValueError, FileNotFoundError: naming the file, when a support is unusable.
     """
 
@@ -129,6 +140,7 @@ class FewShotInferer(Inferer):
         preprocessing: Callable | None = None,
         labels: Sequence[int] | None = None,
         dataset_dir: str | os.PathLike | None = None,
+        num_supports: int | None = None,
         num_slices: int = 1,
         descriptor_cells: int = 4,
         alignment: Mapping[str, Any] | None = None,
@@ -154,10 +166,13 @@ class FewShotInferer(Inferer):
         super().__init__()
         if trial_slices < 1:
             raise ValueError(f"trial_slices must be at least 1, got {trial_slices}")
+        if num_supports is not None and num_supports < 1:
+            raise ValueError(f"num_supports must be at least 1, or None for all, got {num_supports}")
         self.support = list(support)
         self.preprocessing = preprocessing
         self.labels = list(labels) if labels is not None else None
         self.dataset_dir = dataset_dir
+        self.num_supports = num_supports
         self.num_slices = num_slices
         self.descriptor_cells = descriptor_cells
         self.alignment = dict(alignment or {})
@@ -182,6 +197,7 @@ class FewShotInferer(Inferer):
         self._given: list[SupportScan] = []
         self._given_pseudo_supports: list[Tensor] = []
         self._cache: OrderedDict[tuple, tuple[weakref.ref, EncodedSupport]] = OrderedDict()
+        self._summaries: dict[tuple, tuple[weakref.ref, SupportSummary]] = {}
         self._pseudo_supports: OrderedDict[tuple, tuple[list[EncodedSupport], EncodedSupport | None]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -190,6 +206,7 @@ class FewShotInferer(Inferer):
         with self._lock:
             self._given = list(scans)
             self._cache.clear()
+            self._summaries.clear()
             self._pseudo_supports.clear()
 
     def set_pseudo_supports(self, images: Sequence[Tensor]) -> None:
@@ -239,10 +256,9 @@ class FewShotInferer(Inferer):
         name = str(_first(meta.get("filename_or_obj", "query")))
         check_volume(inputs[0], name)
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
-        encoded = self.encode_support(network, meta.get("support"), volume.device)
-        values = self.label_values(encoded)
-        pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
+        encoded, values = self._encode_nearest(network, meta.get("support"), volume.device, query)
+        pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         meta["support_modality"] = [[scan.modality or "" for scan in encoded]]
         num_chunks = None
         if "chunks" in meta:
@@ -294,9 +310,9 @@ class FewShotInferer(Inferer):
             discounts[row] /= math.sqrt(max(len(completed), 1))
         return discounts
 
-    def label_values(self, encoded: Sequence[EncodedSupport]) -> list[int]:
+    def label_values(self, scans: Sequence[EncodedSupport | SupportSummary]) -> list[int]:
         """Label values of the result: the wanted ones, or all that the support shows."""
-        return self.labels or sorted({value for scan in encoded for value in scan.values})
+        return self.labels or sorted({value for scan in scans for value in scan.values})
 
     @torch.no_grad()
     def encode_support(
@@ -310,33 +326,81 @@ class FewShotInferer(Inferer):
             device: where the features stay.
         """
         with self._lock:
-            if self._given:
-                return [
-                    self._cached(network, ("given", index), device, partial(lambda s: s, scan), len(self._given))
-                    for index, scan in enumerate(self._given)
-                ]
-            if self.preprocessing is None:
-                raise RuntimeError("no support yet: call set_support first, or give support and preprocessing")
-            entries = json.loads(_first(own)) if own is not None else self.support
-            return [
-                self._cached(
-                    network,
-                    (
-                        *((entry[key], *file_state(entry[key])) for key in (IMAGE, LABEL)),
-                        json.dumps([entry.get(VALUES), entry.get(SLICES)]),
-                    ),
-                    device,
-                    partial(load_support, entry, self.preprocessing, self.labels),
-                    len(entries),
-                )
-                for entry in resolve_support(entries, self.dataset_dir)
+            sources = self._support_sources(own)
+            return [self._cached(network, key, device, load, len(sources)) for key, load in sources.items()]
+
+    @torch.no_grad()
+    def _encode_nearest(
+        self, network: nn.Module, own: Any, device: torch.device, query: EncodedQuery
+    ) -> tuple[list[EncodedSupport], list[int]]:
+        """The support scans that answer for a query, see ``num_supports``, and the values of all of them."""
+        with self._lock:
+            sources = self._support_sources(own)
+            count = len(sources) if self.num_supports is None else min(self.num_supports, len(sources))
+            if count == len(sources):
+                encoded = [self._cached(network, key, device, load, count) for key, load in sources.items()]
+                return encoded, self.label_values(encoded)
+            known = [self._summary(network, key, device, load) for key, load in sources.items()]
+            values = self.label_values(known)
+            chosen = self._nearest(query, known, values, count)
+            encoded = [
+                self._cached(network, key, device, load, len(chosen))
+                for index, (key, load) in enumerate(sources.items())
+                if index in chosen
             ]
+            return encoded, values
+
+    def _nearest(
+        self, query: EncodedQuery, known: Sequence[SupportSummary], values: Sequence[int], count: int
+    ) -> set[int]:
+        """Numbers of the support scans that are the most similar to a query: for each label, of those that show it."""
+        descriptor = describe_slices(query.features(), self.descriptor_cells)
+        alignment = {**self.alignment, "candidates": 1}
+        similarities = [
+            align_scans(descriptor, scan.descriptor, query.spacing_mm, scan.spacing_mm, **alignment)[0][1]
+            for scan in known
+        ]
+        order = sorted(range(len(known)), key=lambda index: -similarities[index])
+        chosen: set[int] = set()
+        for value in values:
+            chosen.update([index for index in order if value in known[index].values][:count])
+        return chosen
+
+    def _support_sources(self, own: Any) -> dict[tuple, Callable[[], SupportScan]]:
+        """What tells each support scan from others, and how it is read."""
+        if self._given:
+            return {("given", index): partial(lambda s: s, scan) for index, scan in enumerate(self._given)}
+        if self.preprocessing is None:
+            raise RuntimeError("no support yet: call set_support first, or give support and preprocessing")
+        entries = resolve_support(json.loads(_first(own)) if own is not None else self.support, self.dataset_dir)
+        return {
+            (
+                *((entry[key], *file_state(entry[key])) for key in (IMAGE, LABEL)),
+                json.dumps([entry.get(VALUES), entry.get(SLICES)]),
+            ): partial(load_support, entry, self.preprocessing, self.labels)
+            for entry in showing_entries(entries, self.labels)
+        }
+
+    def _summary(
+        self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan]
+    ) -> SupportSummary:
+        """What tells how near a support scan is to a query, kept where the scan itself is not."""
+        owner, summary = self._summaries.get(self._key(network, key, device), (None, None))
+        if summary is None or owner is None or owner() is not network:
+            summary = self._cached(network, key, device, load).summary()
+            self._summaries[self._key(network, key, device)] = (weakref.ref(network), summary)
+        return summary
+
+    @staticmethod
+    def _key(network: nn.Module, key: tuple, device: Any) -> tuple:
+        """What an encoded support scan depends on."""
+        weights = [*network.parameters(), *network.buffers()]
+        return (*key, id(network), sum(w._version for w in weights), str(device))
 
     def _cached(
         self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan], in_use: int = 0
     ) -> EncodedSupport:
-        weights = [*network.parameters(), *network.buffers()]
-        key = (*key, id(network), sum(w._version for w in weights), str(device))
+        key = self._key(network, key, device)
         owner, encoded = self._cache.get(key, (None, None))
         if encoded is None or owner is None or owner() is not network:
             scan = load()
@@ -346,7 +410,7 @@ class FewShotInferer(Inferer):
             encoded = self._complete(network, encoded)
             self._cache[key] = (weakref.ref(network), encoded)
         self._cache.move_to_end(key)
-        while len(self._cache) > max(self.cache_size, len(self.support), in_use):
+        while len(self._cache) > max(self.cache_size, in_use):
             self._cache.popitem(last=False)
         return encoded
 

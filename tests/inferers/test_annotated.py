@@ -34,7 +34,7 @@ def test_scans_that_annotate_different_organs_do_not_speak_against_each_other():
 
 def test_scans_that_are_annotated_for_all_outvote_one_that_shows_an_organ():
     first = SupportScan(noise(0), only(squares(), 1), 7.0, "a")
-    second, third = (SupportScan(noise(0), only(squares(), 3), 7.0, name) for name in "bc")
+    second, third = (SupportScan(noise(0), only(squares(), 3), 7.0, name, (1, 3)) for name in "bc")
     found = segment([first, second, third])
     assert (found != 1).all()
     assert ((found == 3) == (squares() == 3)).float().mean() > 0.98
@@ -70,7 +70,7 @@ def test_one_annotated_set_for_all_scans_changes_nothing():
     assert torch.equal(segment(scans), segment(marked))
 
 
-@pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 7, True), ((1, 3), 3, True), ((1, 3), 2, False)])
+@pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 3, True), (None, 7, False), ((1, 7), 7, True), ((1, 3), 2, False)])
 def test_annotates(annotated, value, expected):
     assert SupportScan(noise(0), squares(), 7.0, "a", annotated).annotates(value) is expected
 
