@@ -17,7 +17,7 @@ from torch import Tensor
 from .checks import check_geometry, check_label_values
 from .data.fingerprint import read_fingerprint
 from .data.reader import OTHER_AFFINE
-from .data.support import SLICES, VALUES, SupportScan, load_support
+from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
 from .options import read_config
@@ -139,7 +139,7 @@ class FewShotSegmenter:
         for index, (image, label) in enumerate(zip(scans, maps)):
             options = {key: given[index] for key, given in per_scan.items()}
             support.append(self._support_scan(image, label, index + 1, affine, spacing, options))
-        self.inferer.set_support(support)
+        self.inferer.set_support(keep_labels(support, self.inferer.labels))
         self._ready = True
 
     def set_pseudo_supports(
@@ -209,7 +209,7 @@ class FewShotSegmenter:
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
         return load_support(
-            {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}), self.inferer.labels
+            {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks})
         )
 
     def _read(

@@ -30,6 +30,7 @@ from .protocol import (
 from .read_ahead import ReadAheadLoader
 from .reader import NiftiReader
 from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
+from .support_check import SupportCheck
 from .writer import VolumeWriter
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ReadAheadLoader",
     "NiftiReader",
     "SliceBank",
+    "SupportCheck",
     "SupportScan",
     "VolumeWriter",
     "case_name",

@@ -166,12 +166,13 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     )
 
 
-def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None:
+def check_label_file(label: str | os.PathLike, image: str | os.PathLike, allow_empty: bool = False) -> None:
     """Check a label map, its image, and that they belong together.
 
     Args:
         label: NIfTI file of the label map.
         image: NIfTI file of its image.
+        allow_empty: whether it may show nothing.
 
     Raises:
         ValueError, FileNotFoundError: in one line with the file and the remedy.
@@ -179,7 +180,7 @@ def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
     names = os.fspath(label), os.fspath(image)
     check_placement(found.shape, found.affine, scan.shape, scan.affine, *names, scan.other_affine)
-    if not found.values:
+    if not found.values and not allow_empty:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
 
 

@@ -13,7 +13,7 @@ from ..atomic import replacing
 from ..keys import IMAGE, LABEL
 from .datalist import check_dataset, label_names
 from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
-from .support import VALUES, resolve_support
+from .support import VALUES, check_wanted, resolve_support, shown_values
 
 LOG = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ def check_run(
     strict: bool | None = None,
     num_workers: int | None = None,
     pseudo_supports: MutableSequence[Mapping[str, Any]] | None = None,
+    labels: Sequence[int] | None = None,
+    num_supports: int | None = None,
+    describe: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Check everything that an inference needs without running it, and leave bad queries out; see :func:`leave_out`.
 
@@ -43,6 +46,9 @@ def check_run(
         num_workers: threads, see :func:`check_entries`.
         pseudo_supports: ``[{"image": path}, …]`` that pass the support's labels on, changed in place as the queries
             are.
+        labels: values to segment, each of which a support must show unless the queries have labels; ``None`` for all.
+        num_supports: how many supports answer for a query, for the log; ``None`` for all.
+        describe: says what each support shows, see :class:`SupportCheck`; ``None`` for nothing.
 
     Raises:
         ValueError, OSError: naming the file and the remedy.
@@ -54,24 +60,57 @@ def check_run(
     names = label_names(dataset_dir) if dataset_dir is not None else {}
     known, findings = {}, []
     evaluates = any(query.get(LABEL) is not None for query in queries)
-    for entry in resolve_support(support, dataset_dir):
+    entries = resolve_support(support, dataset_dir)
+    shown = []
+    for entry in entries:
         inside = dataset_dir is not None and Path(dataset_dir).resolve() in Path(entry[LABEL]).resolve().parents
-        check_label_file(entry[LABEL], entry[IMAGE])
+        check_label_file(entry[LABEL], entry[IMAGE], allow_empty=len(entries) > 1)
+        shown.append(shown_values(entry))
         if inside and VALUES not in entry:
             findings += check_names(entry[LABEL], names)
         if evaluates:  # else a scan may well be segmented by itself
             known[read_fingerprint(entry[IMAGE]).digest] = f"the support {entry[IMAGE]}"
+    if entries and not any(shown):
+        raise ValueError(f"{entries[0][LABEL]}: has no foreground, nor have the labels of the other supports")
+    if not evaluates:
+        check_wanted(labels, shown, names)
+    answering = [e for e, values in zip(entries, shown) if values and (labels is None or set(labels) & set(values))]
+    if len(entries) > 1:
+        LOG.info(describe_choice(entries, answering, num_supports))
     if not queries:
-        raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
+        every = "every scan is a support; put those to segment" if entries else "no query images; put them"
+        raise ValueError(f"{dataset_dir}: {every} into imagesTs, or set datalist")
     findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
     if pseudo_supports:
         leave_out(pseudo_supports, check_entries(pseudo_supports, num_workers=num_workers), strict)
+    for entry in answering if describe is not None else []:
+        describe(entry)
     if output_dir is not None:
         voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
         check_output(output_dir, sum(x * y * z for x, y, z in voxels))  # one byte a voxel, before compression
+
+
+def describe_choice(
+    entries: Sequence[Mapping[str, Any]], answering: Sequence[Mapping[str, Any]], num_supports: int | None
+) -> str:
+    """One line about which of several labelled scans tell what to segment.
+
+    Args:
+        entries: all of them.
+        answering: those that show a wanted label.
+        num_supports: how many of these answer for a query; ``None`` for all.
+    """
+    names = [os.path.basename(entry[IMAGE]) for entry in answering]
+    listed = ", ".join(names if len(names) <= 5 else [*names[:4], f"… {names[-1]}"])
+    line = f"support: {len(names)} labelled scans, {listed}"
+    if num_supports is not None and num_supports < len(names):
+        line += f"; for each query and label, the {num_supports} most similar to it (num_supports)"
+    if len(names) < len(entries):
+        line += f"; {len(entries) - len(names)} more show no wanted label"
+    return line
 
 
 def check_training(

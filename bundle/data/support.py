@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -145,22 +145,42 @@ def shown_values(entry: Mapping[str, Any]) -> list[int]:
 
 
 def showing_entries(support: Sequence[Mapping[str, Any]], labels: Sequence[int] | None) -> list[dict[str, Any]]:
-    """Those support scans that show a wanted label.
+    """Those support scans that show a wanted label; a single scan is not looked at.
 
     Args:
         support: entries whose files exist, see :func:`resolve_support`.
         labels: wanted values; ``None`` for all that any of them shows.
 
     Raises:
-        ValueError: if none of them shows any.
+        ValueError: if none of several shows any.
     """
-    if labels is None:
-        return [dict(entry) for entry in support]
+    if len(support) == 1:
+        return [dict(support[0])]
     shown = [shown_values(entry) for entry in support]
-    found = [dict(entry) for entry, values in zip(support, shown) if set(labels) & set(values)]
+    found = [
+        dict(entry) for entry, values in zip(support, shown) if values and (labels is None or set(labels) & set(values))
+    ]
     if not found:
         check_wanted(labels, shown)
+        raise ValueError(f"{support[0][LABEL]}: has no foreground, nor have the labels of the other supports")
     return found
+
+
+def keep_labels(scans: Sequence[SupportScan], labels: Sequence[int] | None) -> list[SupportScan]:
+    """Those support scans that show a wanted label, without their other labels.
+
+    Raises:
+        ValueError: for a wanted label that none of them shows.
+    """
+    if labels is None:
+        return list(scans)
+    check_wanted(labels, [scan.values for scan in scans])
+    wanted = torch.tensor(list(labels))
+    return [
+        replace(scan, label=torch.where(torch.isin(scan.label, wanted), scan.label, torch.zeros_like(scan.label)))
+        for scan in scans
+        if set(labels) & set(scan.values)
+    ]
 
 
 def check_wanted(
