@@ -30,8 +30,8 @@ def describe_quality(
 
     Returns:
         ``{"modality": "ct" or "mr", "modality_reason": text, "support_similarity": …, "rotated_degrees": …,
-        "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is
-        fine.
+        "mirrored": "left-right", "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without
+        what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -60,6 +60,12 @@ def describe_quality(
     if turn:
         found["rotated_degrees"] = 90 * turn
         warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
+    mirrored = _first(prediction.meta.get("mirrored"))
+    if mirrored:
+        found["mirrored"] = mirrored
+        line = f"this scan looks mirrored ({mirrored}) against the support: its header is wrong, or the person is so"
+        done = "it was turned back" if "unmirrored" in prediction.meta else "--unmirror True turns it back"
+        warnings.append(f"{line}; {done}")
     values = np.asarray(prediction.meta.get("label_values", ())).ravel().tolist()
     if prediction.meta.get("atlas_fallback") is not None:
         shares = torch.as_tensor(prediction.meta["atlas_fallback"]).flatten().tolist()

@@ -15,6 +15,7 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 from torch import Tensor
 
 from .checks import check_geometry, check_label_values
+from .data.datalist import typed_path
 from .data.fingerprint import read_fingerprint
 from .data.reader import OTHER_AFFINE
 from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
@@ -64,7 +65,7 @@ class FewShotSegmenter:
     def __init__(self, parser: ConfigParser) -> None:
         self.device = torch.device(parser.get_parsed_content("device"))
         network = parser.get_parsed_content("network")
-        self.network = load_weights(network, parser.get_parsed_content("ckpt_path")).to(self.device).eval()
+        self.network = load_weights(network, typed_path(parser.get_parsed_content("ckpt_path"))).to(self.device).eval()
         self.inferer = parser.get_parsed_content("inferer")
         steps = parser.get_parsed_content("support_preprocessing").flatten().transforms
         self._ready = bool(self.inferer.support)  # a support in the config counts as one
@@ -208,9 +209,7 @@ class FewShotSegmenter:
         scan = self._read(image, names[IMAGE], affine, spacing)
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
-        return load_support(
-            {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks})
-        )
+        return load_support({**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}))
 
     def _read(
         self,

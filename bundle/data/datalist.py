@@ -35,6 +35,16 @@ def natural_key(path: str | os.PathLike) -> tuple[list[Any], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
+def typed_path(path: str | os.PathLike) -> str:
+    """A path as it was typed: MONAI's configs write ``::`` for each ``#`` in any text, also in the name of a folder.
+
+    It is taken back only where nothing has the one name, and something the other.
+    """
+    path = os.fspath(path)
+    typed = path.replace("::", "#")
+    return typed if typed != path and not os.path.exists(path) and os.path.exists(typed) else path
+
+
 def case_name(path: str | os.PathLike) -> str:
     """Name of a case: its file name without the suffix of NIfTI."""
     name = Path(path).name
@@ -64,7 +74,7 @@ def make_datalist(dataset_dir: str | os.PathLike, folder: str = "imagesTr", labe
         Empty if the data set is: what needs images says so when it starts, so that configs can be built without data,
         see :func:`check_dataset`.
     """
-    root = Path(dataset_dir)
+    root = Path(typed_path(dataset_dir))
     images = root / folder if (root / folder).is_dir() else root
     if not images.is_dir():
         return []
@@ -81,7 +91,7 @@ def label_names(dataset_dir: str | os.PathLike) -> dict[int, str]:
     Both the Decathlon's ``{"1": "liver"}`` and nnU-Net's ``{"liver": 1}`` are read. Of nnU-Net's regions,
     ``{"kidneys": [2, 3]}``, the smallest that holds a value names it, with its value where several share a name.
     """
-    file = Path(dataset_dir) / "dataset.json"
+    file = Path(typed_path(dataset_dir)) / "dataset.json"
     if not file.is_file():
         return {}
     try:
@@ -104,7 +114,7 @@ def dataset_modality(dataset_dir: str | os.PathLike) -> str:
 
     Read are the Decathlon's ``modality`` and nnU-Net's ``channel_names``.
     """
-    file = Path(dataset_dir) / "dataset.json"
+    file = Path(typed_path(dataset_dir)) / "dataset.json"
     try:
         description = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:

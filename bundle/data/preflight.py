@@ -6,12 +6,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
 from ..keys import IMAGE, LABEL
-from .datalist import check_dataset, label_names
+from ..transforms.spatial import count_slices
+from .datalist import check_dataset, label_names, typed_path
 from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
 from .support import VALUES, check_wanted, resolve_support, shown_values
 
@@ -30,6 +32,7 @@ def check_run(
     labels: Sequence[int] | None = None,
     num_supports: int | None = None,
     describe: Callable[[Mapping[str, Any]], None] | None = None,
+    memory: Callable[[str, Sequence[int], int, int], None] | None = None,
 ) -> None:
     """Check everything that an inference needs without running it, and leave bad queries out; see :func:`leave_out`.
 
@@ -49,14 +52,18 @@ def check_run(
         labels: values to segment, each of which a support must show unless the queries have labels; ``None`` for all.
         num_supports: how many supports answer for a query, for the log; ``None`` for all.
         describe: says what each support shows, see :class:`SupportCheck`; ``None`` for nothing.
+        memory: raises for a query that memory does not suffice for, see :class:`MemoryCheck`; ``None`` for nothing.
 
     Raises:
         ValueError, OSError: naming the file and the remedy.
     """
     if weights is not None and not os.path.isfile(weights):
-        raise FileNotFoundError(f"{weights}: no such weights; train first, or set ckpt_path to a model.pt")
+        hint = "; its folder must not have # in its name" if os.path.isfile(typed_path(weights)) else ""
+        raise FileNotFoundError(f"{weights}: no such weights{hint}; train first, or set ckpt_path to a model.pt")
+    dataset_dir = typed_path(dataset_dir) if dataset_dir is not None else None
     if dataset_dir is not None and not (support and queries):
         check_dataset(dataset_dir)
+    queries[:] = [{**query, IMAGE: typed_path(query[IMAGE])} for query in queries]
     names = label_names(dataset_dir) if dataset_dir is not None else {}
     known, findings = {}, []
     evaluates = any(query.get(LABEL) is not None for query in queries)
@@ -81,6 +88,9 @@ def check_run(
         every = "every scan is a support; put those to segment" if entries else "no query images; put them"
         raise ValueError(f"{dataset_dir}: {every} into imagesTs, or set datalist")
     findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
+    if memory is not None:
+        count = len(labels) if labels is not None else len({value for values in shown for value in values})
+        findings += _memory_findings(queries, findings, partial(memory, num_labels=count))
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
@@ -91,6 +101,22 @@ def check_run(
     if output_dir is not None:
         voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
         check_output(output_dir, sum(x * y * z for x, y, z in voxels))  # one byte a voxel, before compression
+
+
+def _memory_findings(
+    queries: Sequence[Mapping[str, Any]], findings: Sequence[Finding], check: Callable[..., None]
+) -> list[Finding]:
+    """Findings for the good queries that memory does not suffice for."""
+    bad = {finding.index for finding in findings}
+    found = []
+    for index, query in enumerate(queries):
+        if index not in bad:
+            scan = read_fingerprint(query[IMAGE])
+            try:
+                check(os.fspath(query[IMAGE]), scan.shape, count_slices(scan.shape, scan.affine))
+            except ValueError as error:
+                found.append(Finding(str(error), index))
+    return found
 
 
 def describe_choice(
@@ -179,6 +205,9 @@ def check_output(folder: str | os.PathLike, needed_bytes: int) -> None:
     Raises:
         OSError: naming the folder and the remedy.
     """
+    if "::" in os.fspath(folder):
+        typed = os.fspath(folder).replace("::", "#")
+        raise OSError(f"{typed}: a config cannot hold # in the name of an output folder; choose another output folder")
     probe = Path(folder) / ".writable"
     try:
         with replacing(probe) as temporary:

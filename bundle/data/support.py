@@ -12,7 +12,7 @@ import torch
 
 from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL, MODALITY
-from .datalist import case_name, list_images, make_datalist, spread
+from .datalist import case_name, list_images, make_datalist, spread, typed_path
 from .fingerprint import read_fingerprint
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
@@ -108,8 +108,8 @@ def resolve_support(
         for key in (IMAGE, LABEL):
             if not isinstance(entry[key], (str, os.PathLike)):
                 raise TypeError(f"a support's {key} must be a path, got {entry[key]!r}")
-            path = os.fspath(entry[key])
-            inside = os.path.join(os.fspath(dataset_dir), path) if dataset_dir is not None else path
+            path = typed_path(entry[key])
+            inside = typed_path(os.path.join(os.fspath(dataset_dir), path)) if dataset_dir is not None else path
             paths[key] = path if os.path.exists(path) or not os.path.exists(inside) else inside
             if not os.path.isfile(paths[key]):
                 raise FileNotFoundError(f"{path}: no such support {key}; give a path that exists or is in dataset_dir")
@@ -213,10 +213,11 @@ def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, An
     A scan is its file: one with the name of a support in another folder is another scan.
     """
     _check_entries(support)
-    folder = os.path.join(os.fspath(dataset_dir), "imagesTs")
+    dataset_dir = typed_path(dataset_dir)
+    folder = os.path.join(dataset_dir, "imagesTs")
     images = list_images(folder) if os.path.isdir(folder) else [e[IMAGE] for e in make_datalist(dataset_dir)]
-    given = [os.fspath(entry[IMAGE]) for entry in support]
-    known = {os.path.realpath(path) for one in given for path in (one, os.path.join(os.fspath(dataset_dir), one))}
+    given = [typed_path(entry[IMAGE]) for entry in support]
+    known = {os.path.realpath(path) for one in given for path in (one, typed_path(os.path.join(dataset_dir, one)))}
     return [{IMAGE: image} for image in images if os.path.realpath(image) not in known]
 
 

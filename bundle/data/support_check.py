@@ -240,7 +240,9 @@ class SupportCheck:
         counted = (ahead != 0) | (behind != 0)
         if not counted.any() or (ahead == behind)[counted].mean() < self.flat_share:
             return []
-        return [f"the image has {len(values)} whole values in flat areas, as a label map has; are image and label mixed?"]
+        return [
+            f"the image has {len(values)} whole values in flat areas, as a label map has; are image and label mixed?"
+        ]
 
 
 def side_of(name: str, others: Sequence[str] = ()) -> tuple[str, frozenset[str]] | None:

@@ -3,7 +3,7 @@
 from .atlas_fallback import AtlasFallback
 from .completion import SliceCompletion
 from .few_shot import FewShotInferer
-from .location import CellRegistration, InPlaneOrientation
+from .location import CellRegistration, InPlaneOrientation, MirrorCheck
 from .pseudo_supports import PseudoSupports
 from .refinement import SelfSupportRefinement
 from .truncated_structures import TruncatedStructures
@@ -16,6 +16,7 @@ __all__ = [
     "GuidedUpsampling",
     "AtlasFallback",
     "InPlaneOrientation",
+    "MirrorCheck",
     "TruncatedStructures",
     "SelfSupportRefinement",
     "SliceCompletion",

@@ -263,9 +263,14 @@ class EncodedQuery:
             self._known[turn] = self.encode(self.volume.rot90(turn, (2, 3)) if turn else self.volume)
         return self._known[turn]
 
-    def part(self, turn: int, step: int) -> EncodedQuery:
-        """Every ``step``-th slice, turned, as a query itself."""
-        return EncodedQuery(self.volume[::step].rot90(turn, (2, 3)), self.spacing_mm * step, self.encode)
+    def part(self, turn: int, step: int, mirrored: int | None = None) -> EncodedQuery:
+        """Every ``step``-th slice as a query itself, reflected along an axis of the plane (0 or 1) and turned."""
+        part = self.volume[::step] if mirrored is None else self.volume[::step].flip(2 + mirrored)
+        return EncodedQuery(part.rot90(turn, (2, 3)), self.spacing_mm * step, self.encode)
+
+    def mirrored(self, axis: int) -> EncodedQuery:
+        """The query reflected along an axis of the plane, 0 or 1."""
+        return EncodedQuery(self.volume.flip(2 + axis), self.spacing_mm, self.encode)
 
 
 def turn_back(scores: Tensor, turn: int) -> Tensor:

@@ -17,21 +17,15 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from nibabel import aff2axcodes
 from torch import Tensor, nn
 
 from ..checks import check_volume
 from ..data.protocol import support_slices
-from ..data.support import (
-    SLICES,
-    VALUES,
-    SupportScan,
-    load_support,
-    resolve_support,
-    showing_entries,
-    slice_spacing,
-)
+from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_support, showing_entries, slice_spacing
 from ..identity import file_state
 from ..keys import IMAGE, LABEL, SIMILARITY
+from ..memory import MemoryCheck
 from ..networks.blocks.prototypes import normalize
 from ..networks.precision import in_single_precision
 from .atlas_fallback import AtlasFallback
@@ -40,6 +34,7 @@ from .encoded import EncodedQuery, EncodedSupport, Registration, SupportSummary,
 from .location import (
     CellRegistration,
     InPlaneOrientation,
+    MirrorCheck,
     align_scans,
     describe_slices,
     invert_slice_map,
@@ -104,6 +99,8 @@ class FewShotInferer(Inferer):
         registration: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
         in_plane_orientation: quarter turns in the plane that are tried where a query is unlike a scan; ``None`` for
             none. They need a registration, odd ones a square frame too.
+        mirror_check: notices a query that is mirrored against the support, and may turn it back; ``None`` for nothing.
+            It needs a registration.
         atlas_fallback: what finds a label within a known extent by its place, where its look misleads; ``None`` for
             nothing. It needs a registration. Without a known extent, a label may be absent, and is not looked for so.
         pseudo_supports: unlabelled scans that pass the support's labels on; ``None`` for none. They need a
@@ -127,6 +124,7 @@ class FewShotInferer(Inferer):
         truncated_structures: what is found at the first or last slice of a query may be the rest of a structure that
             the scan cuts off, or another one that is taken for it. A label there that is unsure and small beside its
             volume on the support, of what as many slices can show, is left out; ``None`` for none.
+        memory_check: raises before a query is matched for which memory does not suffice; ``None`` for nothing.
         keep_similarity: add ``similarity`` ``(1, h, w, D)`` to the meta data, see :meth:`measure_similarity`.
 
     Raises:
@@ -148,6 +146,7 @@ class FewShotInferer(Inferer):
         flip_penalty: float = 0.0,
         registration: CellRegistration | None = None,
         in_plane_orientation: InPlaneOrientation | None = None,
+        mirror_check: MirrorCheck | None = None,
         atlas_fallback: AtlasFallback | None = None,
         pseudo_supports: PseudoSupports | None = None,
         similarity_temperature: float = 0.1,
@@ -161,6 +160,7 @@ class FewShotInferer(Inferer):
         min_reverse_dice: float = 0.0,
         reverse_dice_discount: float = 0.0,
         truncated_structures: TruncatedStructures | None = None,
+        memory_check: MemoryCheck | None = None,
         keep_similarity: bool = False,
     ) -> None:
         super().__init__()
@@ -180,6 +180,7 @@ class FewShotInferer(Inferer):
         self.flip_penalty = flip_penalty
         self.registration = registration
         self.in_plane_orientation = in_plane_orientation if registration is not None else None
+        self.mirror_check = mirror_check if registration is not None else None
         self.atlas_fallback = atlas_fallback
         self.pseudo_supports = pseudo_supports if registration is not None else None
         self.similarity_temperature = similarity_temperature
@@ -193,6 +194,7 @@ class FewShotInferer(Inferer):
         self.min_reverse_dice = min_reverse_dice
         self.reverse_dice_discount = reverse_dice_discount
         self.truncated_structures = truncated_structures
+        self.memory_check = memory_check
         self.keep_similarity = keep_similarity
         self._given: list[SupportScan] = []
         self._given_pseudo_supports: list[Tensor] = []
@@ -258,9 +260,12 @@ class FewShotInferer(Inferer):
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
         encoded, values = self._encode_nearest(network, meta.get("support"), volume.device, query)
+        if self.memory_check is not None:
+            shape = np.asarray(meta.get("spatial_shape", volume.shape[:1] + volume.shape[2:])).ravel()
+            self.memory_check(name, shape, len(volume), len(values))
         pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         meta["support_modality"] = [[scan.modality or "" for scan in encoded]]
-        num_chunks = None
+        num_chunks, unmirrored = None, None
         if "chunks" in meta:
             chunks = torch.as_tensor(np.asarray(meta["chunks"])).reshape(len(values), -1)
             num_chunks = int(torch.as_tensor(meta["num_chunks"]).flatten()[0])
@@ -271,6 +276,13 @@ class FewShotInferer(Inferer):
             meta["atlas_fallback"] = atlas_fallback[None]
         else:
             placed = [(scan, self._register(network, query, scan, [scan])) for scan in encoded]
+            mirrored = self._mirrored(query, placed)
+            if mirrored is not None:
+                meta["mirrored"] = [_plane_axis(inputs, mirrored)]
+                if self.mirror_check is not None and self.mirror_check.unmirror:
+                    unmirrored, query = mirrored, query.mirrored(mirrored)
+                    meta["unmirrored"] = torch.tensor([1])
+                    placed = [(scan, self._register(network, query, scan, [scan])) for scan in encoded]
             between = [(scan, self._register(network, query, scan, [scan])) for scan in pseudo_supports]
             scores, possible = self._match_scans(network, query, [*placed, *between], values)
             answering = [(scan, registered.support_index, registered.turn) for scan, registered in placed]
@@ -281,21 +293,24 @@ class FewShotInferer(Inferer):
             )
         if self.keep_similarity:
             telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
-            meta[SIMILARITY] = self.measure_similarity(query, telling).movedim(0, -1)[None].cpu()
+            similarity = self.measure_similarity(query, telling)
+            similarity = similarity if unmirrored is None else similarity.flip(1 + unmirrored)
+            meta[SIMILARITY] = similarity.movedim(0, -1)[None].cpu()
         exclusive = num_chunks is None
         scores = self._refine(network, query, scores, possible, exclusive, self._smoothing(encoded, values))
         if exclusive:
             reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
             meta["reverse_dice"] = reverse_dice[None].cpu()
             scores = leave_out(scores, reverse_dice >= self.min_reverse_dice)
-        scores = self._upsample(scores, volume, exclusive, self._widths(encoded, values, num_chunks))
+        scores = self._upsample(scores, query.volume, exclusive, self._widths(encoded, values, num_chunks))
         if exclusive:
             if self.truncated_structures is not None:
                 scores = leave_out(scores, ~self.truncated_structures.find(scores, encoded, values, query.spacing_mm))
             discounts = F.pad(self._discounts(encoded, values, reverse_dice), (1, 0))  # none of the background
-            scores = scores / (1 + discounts)[scores.argmax(dim=1, keepdim=True)]
+            scores /= (1 + discounts)[scores.argmax(dim=1, keepdim=True)]
         elif self.atlas_fallback is not None:
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
+        scores = scores if unmirrored is None else scores.flip(2 + unmirrored)
         meta["label_values"] = torch.tensor([values])
         meta.pop("support", None)
         return MetaTensor(scores.movedim(0, -1)[None], meta=meta)
@@ -381,9 +396,7 @@ class FewShotInferer(Inferer):
             for entry in showing_entries(entries, self.labels)
         }
 
-    def _summary(
-        self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan]
-    ) -> SupportSummary:
+    def _summary(self, network: nn.Module, key: tuple, device: Any, load: Callable[[], SupportScan]) -> SupportSummary:
         """What tells how near a support scan is to a query, kept where the scan itself is not."""
         owner, summary = self._summaries.get(self._key(network, key, device), (None, None))
         if summary is None or owner is None or owner() is not network:
@@ -539,6 +552,21 @@ class FewShotInferer(Inferer):
         scores = _smooth(scores, possible, True, self._smoothing([view], view.values) / query.spacing_mm)
         return float(self.measure_reverse_dice(network, query, [(view, registered)], view.values, scores).mean())
 
+    def _mirrored(self, query: EncodedQuery, placed: Sequence[tuple[EncodedSupport, Registration]]) -> int | None:
+        """The axis of the plane along which a query is mirrored against the most similar scan; ``None`` if it is not."""
+        if self.mirror_check is None:
+            return None
+        scan, registered = max(placed, key=lambda one: one[1].similarity)
+        step = math.ceil(len(query.volume) / self.mirror_check.slices)
+
+        def similarity(features: Tensor) -> float:
+            slice_map, spacing_mm = registered.positions[::step], query.spacing_mm * step
+            found = self._register_on_slice_map(features, scan, slice_map, spacing_mm)
+            return registered_similarity(features, scan.features, found.coordinates, scan.spacing_mm)
+
+        reflected = {axis: similarity(query.part(registered.turn, step, axis).features()) for axis in (0, 1)}
+        return self.mirror_check.choose({-1: similarity(query.features(registered.turn)[::step]), **reflected})
+
     def _register_features(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Registration:
         """Where slices lie on a support scan: of the likely slice maps along z, the one whose cells match best.
 
@@ -594,11 +622,12 @@ class FewShotInferer(Inferer):
 
     def _upsample(self, scores: Tensor, volume: Tensor, exclusive: bool, widths: Sequence[float]) -> Tensor:
         """Bring scores ``(D, n, h, w)`` from the feature grid to the image, a few slices at a time."""
-        parts = []
-        for part, images in zip(scores.split(self.slice_batch_size), volume.split(self.slice_batch_size)):
+        out = scores.new_empty(*scores.shape[:2], *volume.shape[-2:])
+        size = self.slice_batch_size
+        for part, images, place in zip(scores.split(size), volume.split(size), out.split(size)):
             fine = F.interpolate(part, size=images.shape[-2:], mode="bilinear", align_corners=False)
-            parts.append(fine if self.upsampling is None else self.upsampling(fine, images, exclusive, widths))
-        return torch.cat(parts)
+            place.copy_(fine if self.upsampling is None else self.upsampling(fine, images, exclusive, widths))
+        return out
 
     def _match_scans(
         self,
@@ -794,6 +823,14 @@ def _smooth(scores: Tensor, possible: Tensor, exclusive: bool, sigmas: Tensor) -
     if exclusive:
         scores, sigmas = scores - scores[:, :1], F.pad(sigmas, (1, 0))
     return smooth_slices(scores, possible, sigmas)
+
+
+def _plane_axis(inputs: Tensor, axis: int) -> str:
+    """What an axis of the slices' plane (0 or 1) of ``(1, C, H, W, D)`` runs along in a body."""
+    affine = np.asarray(getattr(inputs, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
+    return {"R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back"}.get(
+        aff2axcodes(affine)[axis], "head-foot"
+    )
 
 
 def _first(value: Any) -> Any:

@@ -317,6 +317,41 @@ class InPlaneOrientation:
         return max(sorted(ratings), key=lambda turn: ratings[turn])
 
 
+@dataclass(frozen=True)
+class MirrorCheck:
+    """When a query counts as mirrored against the support: its voxels lie against what its header says.
+
+    Bodies are nearly the same left and right, so that a mirrored scan still registers well, and each organ is looked
+    for on the other side. One whose slices are clearly more similar to the support's after a reflection is mirrored.
+
+    Args:
+        margin: by how much more similar.
+        slices: slices of the query, evenly spread, that are compared.
+        unmirror: whether such a query is reflected before it is segmented, and the result back. A person may be
+            mirrored, too (situs inversus), so that this is not done unasked.
+
+    Raises:
+        ValueError: for a negative margin, or no slice.
+    """
+
+    margin: float = 0.005
+    slices: int = 6
+    unmirror: bool = False
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or self.slices < 1:
+            raise ValueError(f"margin must be at least 0 and slices 1, got {self.margin} and {self.slices}")
+
+    def choose(self, similarities: Mapping[int, float]) -> int | None:
+        """The axis along which a query is mirrored; ``None`` if it is not.
+
+        Args:
+            similarities: after a reflection along each axis; of the query as it is, under -1.
+        """
+        best = max(sorted(similarities), key=lambda axis: similarities[axis])
+        return best if similarities[best] > similarities[-1] + self.margin else None
+
+
 def registered_similarity(query: Tensor, support: Tensor, coordinates: Tensor, support_spacing: float) -> float:
     """How similar a query's cells are to what lies at their coordinates on the support.
 

@@ -46,7 +46,7 @@ class PseudoSupports:
     def choose(self, query: str) -> list[str]:
         """Files of the pseudo-supports of a query that lies in a file."""
         files = [os.fspath(entry[IMAGE]) for entry in self.images]
-        return [file for file in files if os.path.abspath(file) != os.path.abspath(query)][: self.count]
+        return [file for file in files if os.path.realpath(file) != os.path.realpath(query)][: self.count]
 
     def encode(
         self,

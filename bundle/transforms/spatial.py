@@ -32,6 +32,14 @@ def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.77) -
     return "".join([*(pair[0] for pair in ("RL", "AP", "SI") if pair != last), last[0]])
 
 
+def count_slices(shape: Sequence[int], affine: np.ndarray | torch.Tensor) -> int:
+    """How many slices a volume of such a shape has, see :func:`slice_axcodes`."""
+    codes = aff2axcodes(np.asarray(affine))
+    last = slice_axcodes(affine)[-1]
+    opposite = {"R": "L", "A": "P", "S": "I"}.get(last, last)
+    return int(shape[next(axis for axis, code in enumerate(codes) if code in (last, opposite))])
+
+
 class OrientSlices(Transform):
     """Bring a volume to right-anterior-superior axes with its slice axis last.
 

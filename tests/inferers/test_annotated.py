@@ -70,7 +70,9 @@ def test_one_annotated_set_for_all_scans_changes_nothing():
     assert torch.equal(segment(scans), segment(marked))
 
 
-@pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 3, True), (None, 7, False), ((1, 7), 7, True), ((1, 3), 2, False)])
+@pytest.mark.parametrize(
+    ("annotated", "value", "expected"), [(None, 3, True), (None, 7, False), ((1, 7), 7, True), ((1, 3), 2, False)]
+)
 def test_annotates(annotated, value, expected):
     assert SupportScan(noise(0), squares(), 7.0, "a", annotated).annotates(value) is expected
 
