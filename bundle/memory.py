@@ -126,7 +126,7 @@ class MemoryCheck:
             return
         fitting = int(self.share * free / each) - 1
         if fitting >= 1:
-            remedy = f"segment at most {fitting} labels at a time, with the option labels"
+            remedy = f"segment at most {fitting} label{'s' * (fitting > 1)} at a time, with the option labels"
             remedy += ", or set save_confidence to False" if self.confidence else ""
         else:
             remedy = "cut the scan to what you need, resample it to larger voxels, or free some memory"

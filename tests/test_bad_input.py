@@ -29,6 +29,10 @@ from .conftest import ROOT, make_tiny, save_nifti
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SUPPORT = [{"image": "imagesTr/phantom_02.nii.gz", "label": "labelsTr/phantom_02.nii.gz"}]
+EVERY_SCAN = [
+    {kind: f"{folder}/phantom_0{n}.nii.gz" for kind, folder in (("image", "imagesTr"), ("label", "labelsTr"))}
+    for n in (1, 2, 3, 4)
+]
 
 
 class Folder:
@@ -231,6 +235,23 @@ INFERENCE = {
         do(lambda f: None, labels=[0]),
         r"a label must be a name or a whole number above 0, the background, got 0",
     ),
+    "every scan is a support": (
+        do(lambda f: shutil.rmtree(f.root / "imagesTs"), support=EVERY_SCAN),
+        r"data: every scan is a support; put those to segment into imagesTs, or set datalist",
+    ),
+    "a label that no support shows": (
+        do(lambda f: None, labels=[1, 9], support=EVERY_SCAN),
+        r"labels: no support shows 9; supports show 1 \(\w+\), 2 \(",
+    ),
+    "memory": (
+        do(lambda f: f.monkeypatch.setattr("bundle.memory.available_bytes", lambda _: 1_000_000)),
+        r"imagesTs/phantom_05.nii.gz: 4 labels on 48 x 48 x 12 voxels need about 0.0 GB of memory, 0.0 GB are free; "
+        r"segment at most 1 label at a time",
+    ),
+    "output folder with a number sign": (
+        do(lambda f: None, output_dir="/tmp/a#b"),
+        r"/tmp/a#b: a config cannot hold # in the name of an output folder; choose another output folder",
+    ),
     "support is empty": (do(lambda f: None, support=[]), r"no support: label at least one scan and pass it"),
     "support without label": (
         do(lambda f: None, support=[{"image": SUPPORT[0]["image"]}]),
@@ -278,7 +299,7 @@ INFERENCE = {
     ),
     "wanted labels are not in the support": (
         do(lambda f: None, labels=[8, 9]),
-        r"none of the wanted label values \[8, 9\]",
+        r"labels: no support shows 8, 9; supports show 1 \(\w+\), 2 \(",
     ),
     "support image is 2D": (
         do(lambda f: f.rewrite(f.image, lambda v: v[..., 0])),

@@ -13,7 +13,7 @@ from typing import Any
 from ..atomic import replacing
 from ..keys import IMAGE, LABEL
 from ..transforms.spatial import count_slices
-from .datalist import check_dataset, label_names, typed_path
+from .datalist import check_dataset, label_names, make_datalist, typed_path
 from .fingerprint import Finding, check_entries, check_folder, check_label_file, check_names, read_fingerprint
 from .support import VALUES, check_wanted, resolve_support, shown_values
 
@@ -85,8 +85,10 @@ def check_run(
     if len(entries) > 1:
         LOG.info(describe_choice(entries, answering, num_supports))
     if not queries:
-        every = "every scan is a support; put those to segment" if entries else "no query images; put them"
-        raise ValueError(f"{dataset_dir}: {every} into imagesTs, or set datalist")
+        labelled = dataset_dir is not None and not (Path(dataset_dir) / "imagesTs").is_dir() and make_datalist(dataset_dir)
+        if labelled:
+            raise ValueError(f"{dataset_dir}: every scan is a support; put those to segment into imagesTs, or set datalist")
+        raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
     findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if memory is not None:
         count = len(labels) if labels is not None else len({value for values in shown for value in values})

@@ -95,7 +95,7 @@ class SupportCheck:
         side_margin: float = 0.1,
         unsided: Sequence[str] = ("ventricle", "ventricular", "atrium", "atrial", "auricle", "heart", "lobe"),
         max_values: int = 256,
-        flat_share: float = 0.8,
+        flat_share: float = 0.6,
         max_listed: int = 12,
         say: Callable[[str], None] = LOG.info,
         warn: Callable[[str], None] = LOG.warning,
@@ -201,7 +201,7 @@ class SupportCheck:
             if one.outside_share > self.max_outside_share
         ]
         apart = [one for one in found if one.gap_mm > self.max_gap_mm]
-        if 2 * len(apart) < len(found):
+        if 2 * len(apart) <= len(found):
             lines += [
                 f"{one.name} ({one.value}) is of two parts {one.gap_mm:.0f} mm apart, the other labels are not; is one "
                 "of them another structure?"

@@ -153,7 +153,7 @@ class FewShotInferer(Inferer):
         slice_batch_size: int = 8,
         cache_size: int = 8,
         smoothing_mm: float = 0.0,
-        smoothing_share: float = 0.05,
+        smoothing_share: float = 0.03,
         completion: SliceCompletion | None = None,
         refinement: SelfSupportRefinement | None = None,
         upsampling: GuidedUpsampling | None = None,

@@ -18,6 +18,7 @@ from bundle.inferers import (
     CellRegistration,
     FewShotInferer,
     InPlaneOrientation,
+    MirrorCheck,
     SliceCompletion,
     TruncatedStructures,
     few_shot,
@@ -674,3 +675,127 @@ def test_a_thin_label_keeps_its_scores_where_a_tall_one_is_smoothed():
     torch.testing.assert_close(smooth[:, 1], scores[:, 1])
     assert 0 < smooth[4, 2] < 0.3
     assert (smooth[:, 0] == 0).all()
+
+
+def organ(value):
+    """One organ, the first of the squares, under a value."""
+    return torch.where(squares() == 1, value, 0)
+
+
+def counted_supports(inferer, query, network=None):
+    """Values of the result, and the numbers of the support scans that answered."""
+    seen = []
+    match = few_shot.FewShotInferer._register
+
+    def register(self, network, query, scan, views):
+        seen.append(scan)
+        return match(self, network, query, scan, views)
+
+    few_shot.FewShotInferer._register, network = register, network or CountingNetwork()
+    try:
+        _, scores = segment(inferer, network, query)
+    finally:
+        few_shot.FewShotInferer._register = match
+    return scores.meta["label_values"].flatten().tolist(), seen
+
+
+def test_of_many_supports_the_most_similar_answer():
+    scans = [SupportScan(noise(seed), organ(1), 7.0, str(seed)) for seed in (5, 6, 0, 7)]
+    for count, number in ((1, 1), (3, 3), (4, 4), (9, 4), (None, 4)):
+        inferer = given(*scans, num_slices=1, num_supports=count)
+        values, answering = counted_supports(inferer, query_of(noise(0)))
+        assert (values, len(answering)) == ([1], number)
+    inferer = given(*scans, num_slices=1, num_supports=1)
+    found, scores = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    assert (found == organ(1)).float().mean() > 0.98
+    assert scores.meta["support_similarity"].item() > 0.99  # the query itself
+    with pytest.raises(ValueError, match="num_supports must be at least 1"):
+        given(num_supports=0)
+
+
+def test_a_label_that_only_a_distant_support_shows_is_found_too():
+    near, other = (SupportScan(noise(0) + 0.1 * noise(seed), organ(1), 7.0, "a") for seed in (1, 2))
+    far = SupportScan(noise(5), organ(3), 7.0, "c")
+    values, answering = counted_supports(given(near, other, far, num_supports=1), query_of(noise(0)))
+    assert values == [1, 3]
+    assert [scan.values for scan in answering] == [[1], [3]]
+
+
+def test_supports_that_do_not_answer_are_encoded_once_and_not_kept():
+    scans = [SupportScan(noise(seed), organ(1), 7.0, str(seed)) for seed in range(6)]
+    inferer, network = given(*scans, num_slices=1, num_supports=1, cache_size=1), CountingNetwork()
+    segment(inferer, network, query_of(noise(5)))  # the last one, which is still there
+    assert network.encoded == 7 * DEPTH
+    assert len(inferer._cache) == 1
+    segment(inferer, network, query_of(noise(2)))
+    assert network.encoded == 9 * DEPTH  # the query and the one that answers
+    with torch.no_grad():
+        network.encoder.project.weight.mul_(2)
+    segment(inferer, network, query_of(noise(2)))
+    assert network.encoded == (9 + 1 + 6 + 1) * DEPTH  # other weights: all of them anew
+
+
+def test_smoothing_follows_the_tallest_part_of_a_label():
+    label = torch.zeros(SIZE, SIZE, DEPTH, dtype=torch.int64)
+    label[8:32, 8:32, [0, 1, 4, 5, 6]] = 1
+    label[40:, 40:] = 2
+    scan = SupportScan(noise(0), label, 7.0, "a")
+    inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.2)
+    encoded = inferer.encode_support(CountingNetwork())
+    assert [encoded[0].height_mm(value) for value in (1, 2, 3)] == [21.0, 70.0, 0.0]
+    torch.testing.assert_close(inferer._smoothing(encoded, [1, 2, 3]), torch.tensor([4.2, 8.0, 0.0]))
+    sparse = torch.zeros_like(label)
+    sparse[8:32, 8:32, [1, 4, 7]] = 1
+    (encoded,) = given(SupportScan(noise(0), sparse, 7.0, "b")).encode_support(CountingNetwork())
+    assert encoded.height_mm(1) == 49.0  # what lies between labelled slices is no gap
+
+
+def mirror(**arguments):
+    registration = CellRegistration(smoothing=(0.1,), smoothing_mm=(8.0,), reach=1, pooling=1)
+    return {"registration": registration, "mirror_check": MirrorCheck(**arguments)}
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "left-right"), (1, "front-back")])
+def test_a_mirrored_query_is_noticed_and_turned_back_if_wanted(axis, name):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    query = query_of(noise(0).flip(1 + axis))
+    found, scores = segment(given(scan, num_slices=1, **mirror()), CountingNetwork(), query)
+    assert scores.meta["mirrored"] == [name]
+    assert "unmirrored" not in scores.meta
+    inferer = given(scan, num_slices=1, keep_similarity=True, **mirror(unmirror=True))
+    found, scores = segment(inferer, CountingNetwork(), query)
+    assert scores.meta["mirrored"] == [name]
+    assert (found == squares().flip(axis)).float().mean() > 0.98
+    _, upright = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    assert "mirrored" not in upright.meta
+    torch.testing.assert_close(scores.meta["similarity"], upright.meta["similarity"].flip(1 + axis))
+
+
+def test_the_axis_of_a_reflection_is_named_by_the_query():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    query = query_of(noise(0).flip(2))
+    query.affine = torch.tensor([[0.0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 1]], dtype=torch.float64)[None]
+    _, scores = segment(given(scan, num_slices=1, **mirror()), CountingNetwork(), query)
+    assert scores.meta["mirrored"] == ["left-right"]
+
+
+def test_a_mirror_check_has_valid_numbers():
+    for arguments in ({"margin": -0.1}, {"slices": 0}):
+        with pytest.raises(ValueError, match="margin must be at least 0 and slices 1"):
+            MirrorCheck(**arguments)
+
+
+def test_memory_is_checked_before_a_query_is_matched():
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise ValueError("too large")
+
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    network = CountingNetwork()
+    with pytest.raises(ValueError, match="too large"):
+        segment(given(scan, memory_check=refuse), network, query_of(noise(0), spatial_shape=np.array([100, 90, 10])))
+    ((name, shape, slices, labels),) = asked
+    assert (name, list(shape), slices, labels) == ("q.nii.gz", [100, 90, 10], DEPTH, 2)
+    assert network.encoded == DEPTH  # the support alone
