@@ -299,3 +299,19 @@ def test_the_lines_of_the_readme_run(tiny_weights, phantom_dir, query, expected,
 def test_the_package_has_nothing_else():
     with pytest.raises(AttributeError, match="no attribute 'Segmenter'"):
         bundle.Segmenter  # noqa: B018
+
+
+def test_supports_that_show_no_wanted_label_are_left_aside(tiny_weights, phantom_dir, query):
+    images = [scan_of(phantom_dir, n) for n in (1, 2)]
+    labels = [load(scan_of(phantom_dir, n, "labelsTr"))[0] for n in (1, 2)]
+    labels = [np.where(label == value, label, 0) for label, value in zip(labels, (1, 2))]
+    found = {}
+    for wanted, used in ((1, 2), (1, 1)):
+        made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[wanted], **SETTINGS)
+        made.set_support(images[:used], labels[:used])
+        found[used] = made.segment(query)
+    assert torch.equal(found[1], found[2])
+    with pytest.raises(ValueError, match="no support shows 3; supports show 1, 2"):
+        FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[3], **SETTINGS).set_support(
+            images, labels
+        )

@@ -85,9 +85,13 @@ def check_run(
     if len(entries) > 1:
         LOG.info(describe_choice(entries, answering, num_supports))
     if not queries:
-        labelled = dataset_dir is not None and not (Path(dataset_dir) / "imagesTs").is_dir() and make_datalist(dataset_dir)
+        labelled = (
+            dataset_dir is not None and not (Path(dataset_dir) / "imagesTs").is_dir() and make_datalist(dataset_dir)
+        )
         if labelled:
-            raise ValueError(f"{dataset_dir}: every scan is a support; put those to segment into imagesTs, or set datalist")
+            raise ValueError(
+                f"{dataset_dir}: every scan is a support; put those to segment into imagesTs, or set datalist"
+            )
         raise ValueError(f"{dataset_dir}: no query images; put them into imagesTs or imagesTr, or set datalist")
     findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if memory is not None:
