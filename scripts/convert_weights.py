@@ -1,6 +1,6 @@
 """Convert published weights to this bundle's ``model.pt``.
 
-Usage: python -m scripts.convert_weights {official,torchvision,efficientnet_lite} SRC DST
+Usage: python -m scripts.convert_weights {official,adnet,torchvision,efficientnet_lite} SRC DST
 """
 
 from __future__ import annotations
@@ -38,8 +38,19 @@ def official(src: str, dst: str) -> Conversion:
     return Conversion(published.convert_official(published.read_state_dict(str(src))), str(dst))
 
 
+def adnet(src: str, dst: str, seed: int = 0) -> Conversion:
+    """Convert the encoder of a checkpoint of ADNet's published code (ResNet-101); its threshold is left out.
+
+    Args:
+        src: the checkpoint, a state dict with keys encoder.backbone.*, encoder.localconv.weight and t.
+        dst: the file to write, for example models/model.pt.
+        seed: seed of the closing 1x1 convolution, made at random if the checkpoint has none.
+    """
+    return Conversion(published.convert_adnet(published.read_state_dict(str(src)), seed), str(dst))
+
+
 def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: int = 0) -> Conversion:
-    """Convert a torchvision ResNet (18, 34, 50, 101) or DeepLabV3-ResNet state dict.
+    """Convert a torchvision ResNet (18, 34, 50, 101), DeepLabV3-ResNet or FCN-ResNet state dict.
 
     Args:
         src: the state dict.
@@ -88,7 +99,12 @@ def _write(result: Conversion) -> str:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    commands = {"official": official, "torchvision": torchvision, "efficientnet_lite": efficientnet_lite}
+    commands = {
+        "official": official,
+        "adnet": adnet,
+        "torchvision": torchvision,
+        "efficientnet_lite": efficientnet_lite,
+    }
     command(commands, "scripts.convert_weights", finish=_write)
 
 

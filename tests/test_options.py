@@ -27,6 +27,8 @@ OVERLAYS = {
     "abdomen_ct": ["train", "train fold", "inference", "inference evaluate"],
     "abdomen_mr": ["train", "train fold", "inference", "inference evaluate"],
     "cardiac_mr": ["train", "train fold", "inference", "inference evaluate"],
+    "sabs": ["train", "train fold", "train fold paper", "inference", "inference evaluate", "inference evaluate paper"],
+    "mscmr": ["train", "train fold", "train fold paper", "inference", "inference evaluate", "inference evaluate paper"],
     "multi_gpu_train": ["train", "train paper", "train fold abdomen_ct"],
     "multi_gpu_inference": ["inference", "inference evaluate", "inference evaluate paper"],
     "inference_onnx": ["inference", "inference evaluate"],

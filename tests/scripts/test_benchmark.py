@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from scripts import benchmark
+from scripts.steps import make_steps
 
 
 @pytest.fixture
@@ -127,3 +129,63 @@ def test_none_and_names_arrive_in_the_run(monkeypatch, tmp_path):
     words = commands[0]
     typed = {key: words[words.index(f"--{key}") + 1] for key in settings}
     assert typed == {"completion": "$None", "registration": "False", "labels": "['liver', 2]"}
+
+
+def test_groups_of_setting_2_come_from_the_overlay_of_the_data_set(calls, folders, tmp_path):
+    content = {"groups": [["disc"]], "+_meanings_": {"groups": "labels that are tested together"}}
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps(content))
+    given = {"folds": [0], "num_folds": 2, "setting": 2}
+    benchmark.accuracy(folders[0], str(tmp_path / "runs"), config=[str(overlay)], **given)
+    (_, training), (_, evaluation) = calls
+    assert (training["exclude_labels"], evaluation["labels"]) == (["disc"], ["disc"])
+    with pytest.raises(ValueError, match="setting must be 1, or 2 with groups of labels"):
+        benchmark.accuracy(folders[0], str(tmp_path / "other"), config=["configs/mscmr.json"], **given)
+
+
+def test_steps_share_trainings_go_on_and_write_what_they_have(calls, folders, tmp_path, monkeypatch):
+    out = tmp_path / "runs"
+    given = {"folds": [0, 1], "seeds": [3], "num_folds": 2, "num_steps": 7, "batch_size": 2}
+    working = benchmark._bundle_run
+
+    def breaks(files, settings, log, threads):
+        if len(calls) == 20:
+            raise RuntimeError("interrupted")
+        working(files, settings, log, threads)
+
+    monkeypatch.setattr(benchmark, "_bundle_run", breaks)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        benchmark.steps(folders[0], str(out), **given)
+    assert "not measured" in (out / "steps.md").read_text()
+    monkeypatch.setattr(benchmark, "_bundle_run", working)
+    table = benchmark.steps(folders[0], str(out), **given)
+    trainings = [(files, settings) for files, settings in calls if "configs/train.json" in files]
+    evaluations = [(files, settings) for files, settings in calls if "configs/train.json" not in files]
+    rows = make_steps(json.loads((benchmark.ROOT / "configs/paper.json").read_text()))
+    assert len(evaluations) == 2 * 2 * len(rows)
+    assert len({settings["output_dir"] for _, settings in evaluations}) == len(evaluations)
+    assert len(trainings) == 2 * 6
+    first = json.loads(Path(trainings[0][0][-1]).read_text())
+    assert (first["epoch_length"], first["batch_size"], first["num_ways"]) == (14, 2, 1)
+    assert (trainings[0][1]["fold"], trainings[0][1]["seed"]) == (0, 3)
+    used = [settings["ckpt_path"] for _, settings in evaluations if settings["fold"] == 0]
+    assert len(set(used)) == 7  # six trainings and the weights from which they start
+    for files, _ in (trainings[0], evaluations[0]):
+        benchmark._ids(files)  # the overlay may be laid over these configs
+    assert len(table.splitlines()) == 2 + len(rows)
+    assert "| 1 | local prototypes (ALP) | 50.50 ± 0.71 | 2 | 50.50 ± 0.71 | 2 |" in table
+    with open(out / "steps.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(evaluations)
+    before = len(calls)
+    assert benchmark.steps(folders[0], str(out), **given) == table
+    assert len(calls) == before
+
+
+def test_steps_measure_the_rows_that_are_asked_for_and_keep_the_others(calls, folders, tmp_path):
+    given = {"folds": [0], "num_folds": 2, "protocols": ["volume"]}
+    benchmark.steps(folders[0], str(tmp_path), rows=[1], **given)
+    table = benchmark.steps(folders[0], str(tmp_path), rows=[14, 0], **given).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["1", "1", *["0"] * 12, "2"]
+    assert len(calls) == 6  # two trainings, four evaluations: what is not trained has no seed
+    with pytest.raises(ValueError, match=r"rows must be among 0..14, got \[15\]"):
+        benchmark.steps(folders[0], str(tmp_path), rows=[15], **given)

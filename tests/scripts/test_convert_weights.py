@@ -56,6 +56,17 @@ def test_official(run, tmp_path):
     assert "random" not in out
 
 
+def test_adnet(run, tmp_path):
+    source = {f"encoder.backbone.{key}": value for key, value in resnet_state_dict(18).items()}
+    source |= {"encoder.localconv.weight": torch.rand(16, 512, 1, 1), "t": torch.tensor([-10.0])}
+    torch.save(source, tmp_path / "source.pth")
+    status, out, _ = run("adnet", tmp_path / "source.pth", tmp_path / "model.pt")
+    assert status == 0
+    load_encoder(ResNetEncoder(18, 8, 16), tmp_path / "model.pt")
+    assert out.count("\n") == 1
+    assert '"embedding_channels": 16}; the threshold t is left out' in out
+
+
 def test_torchvision_says_that_the_projection_is_random(run, tmp_path):
     torch.save({**resnet_state_dict(18), "fc.weight": torch.rand(3, 512)}, tmp_path / "source.pth")
     status, out, _ = run("torchvision", tmp_path / "source.pth", tmp_path / "model.pt", "--embedding_channels", 8)
