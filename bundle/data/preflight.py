@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +95,25 @@ def check_run(
     findings += check_entries(queries, names=names, known=known, num_workers=num_workers, progress=True)
     if memory is not None:
         count = len(labels) if labels is not None else len({value for values in shown for value in values})
-        findings += _memory_findings(queries, findings, partial(memory, num_labels=count))
+        findings += _memory_findings(queries, findings, memory, count)
     if strict is None:
         strict = evaluates and any(finding.index is not None for finding in findings)
     leave_out(queries, findings + _folder_findings(dataset_dir), strict)
     if pseudo_supports:
         leave_out(pseudo_supports, check_entries(pseudo_supports, num_workers=num_workers), strict)
-    for entry in answering if describe is not None else []:
-        describe(entry)
+    if describe is not None:
+        for entry in answering:
+            describe(entry)
     if output_dir is not None:
         voxels = (read_fingerprint(query[IMAGE]).shape for query in queries)
         check_output(output_dir, sum(x * y * z for x, y, z in voxels))  # one byte a voxel, before compression
 
 
 def _memory_findings(
-    queries: Sequence[Mapping[str, Any]], findings: Sequence[Finding], check: Callable[..., None]
+    queries: Sequence[Mapping[str, Any]],
+    findings: Sequence[Finding],
+    check: Callable[[str, Sequence[int], int, int], None],
+    num_labels: int,
 ) -> list[Finding]:
     """Findings for the good queries that memory does not suffice for."""
     bad = {finding.index for finding in findings}
@@ -119,7 +122,7 @@ def _memory_findings(
         if index not in bad:
             scan = read_fingerprint(query[IMAGE])
             try:
-                check(os.fspath(query[IMAGE]), scan.shape, count_slices(scan.shape, scan.affine))
+                check(os.fspath(query[IMAGE]), scan.shape, count_slices(scan.shape, scan.affine), num_labels)
             except ValueError as error:
                 found.append(Finding(str(error), index))
     return found

@@ -140,7 +140,7 @@ def shown_values(entry: Mapping[str, Any]) -> list[int]:
     found = read_fingerprint(entry[LABEL], is_label=True).values or ()
     if entry.get(VALUES) is not None:
         mapping = {int(k): int(v) for k, v in entry[VALUES].items()}
-        found = {mapping[value] for value in found if value in mapping}
+        found = tuple({mapping[value] for value in found if value in mapping})
     return sorted(int(value) for value in found)
 
 

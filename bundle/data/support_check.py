@@ -211,7 +211,8 @@ class SupportCheck:
 
     def _side_warnings(self, found: Sequence[LabelReport]) -> list[str]:
         """What lies on the wrong side by its name: pairs by their order, others by the body's middle."""
-        sided = {one.value: side for one in found if (side := side_of(one.name, [other.name for other in found]))}
+        sides = {one.value: side_of(one.name, [other.name for other in found]) for one in found}
+        sided = {value: side for value, side in sides.items() if side is not None}
         lines = []
         for one in found:
             if one.value not in sided:

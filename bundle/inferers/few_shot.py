@@ -261,7 +261,7 @@ class FewShotInferer(Inferer):
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self._encode, network))
         encoded, values = self._encode_nearest(network, meta.get("support"), volume.device, query)
         if self.memory_check is not None:
-            shape = np.asarray(meta.get("spatial_shape", volume.shape[:1] + volume.shape[2:])).ravel()
+            shape = np.asarray(meta.get("spatial_shape", volume.shape[:1] + volume.shape[2:])).ravel().tolist()
             self.memory_check(name, shape, len(volume), len(values))
         pseudo_supports = self._encode_pseudo_supports(network, encoded, values, name, volume.device)
         meta["support_modality"] = [[scan.modality or "" for scan in encoded]]
@@ -553,7 +553,7 @@ class FewShotInferer(Inferer):
         return float(self.measure_reverse_dice(network, query, [(view, registered)], view.values, scores).mean())
 
     def _mirrored(self, query: EncodedQuery, placed: Sequence[tuple[EncodedSupport, Registration]]) -> int | None:
-        """The axis of the plane along which a query is mirrored against the most similar scan; ``None`` if it is not."""
+        """Axis of the plane along which a query is mirrored against the most similar scan; ``None`` if it is not."""
         if self.mirror_check is None:
             return None
         scan, registered = max(placed, key=lambda one: one[1].similarity)
