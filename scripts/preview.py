@@ -27,7 +27,7 @@ options = OnDemand("bundle.options")
 show = OnDemand("bundle.visualize")
 data = OnDemand("bundle.data")
 support_scans = OnDemand("bundle.data.support")
-location = OnDemand("bundle.inferers.location")
+slice_registration = OnDemand("bundle.inferers.slice_registration")
 transforms = OnDemand("monai.transforms")
 torch_data = OnDemand("torch.utils.data")
 
@@ -231,15 +231,15 @@ def prototypes(
     masks = support.label.movedim(-1, 0)
     with torch.no_grad():
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
-    described, described_reference = (location.describe_slices(feature) for feature in features)
-    (positions, _), *_ = location.align_scans(
+    described, described_reference = (slice_registration.describe_slices(feature) for feature in features)
+    (positions, _), *_ = slice_registration.align_scans(
         described,
         described_reference,
         support_scans.slice_spacing(scan),
         support.spacing_mm,
         **parser.get_parsed_content("alignment"),
     )
-    chosen = location.nearest_slices(
+    chosen = slice_registration.nearest_slices(
         positions, torch.tensor(support.annotated_slices), parser.get_parsed_content("num_slices")
     )  # (Dq, K)
     shown = (masks == value).flatten(1).sum(1)[chosen.clamp(min=0)] * (chosen >= 0)

@@ -3,7 +3,8 @@
 from .atlas_fallback import AtlasFallback
 from .completion import SliceCompletion
 from .few_shot import FewShotInferer
-from .location import CellRegistration, InPlaneOrientation, MirrorCheck
+from .cell_registration import CellRegistration
+from .orientation import InPlaneOrientation, MirrorCheck
 from .pseudo_supports import PseudoSupports
 from .refinement import SelfSupportRefinement
 from .truncated_structures import TruncatedStructures

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .encoded import EncodedSupport, Registration
-from .location import CellRegistration, nearest_slices
+from .cell_registration import CellRegistration
+from .slice_registration import nearest_slices
 from .matching import match_slices
 from .scores import margins, smooth_slices
 

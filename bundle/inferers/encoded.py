@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
-from .location import describe_slices
+from .slice_registration import describe_slices
 
 
 class EncodedSupport:
@@ -99,7 +99,7 @@ class EncodedSupport:
         cls, features: Tensor, spacing_mm: float, values: Sequence[int], scores: Tensor
     ) -> EncodedSupport:
         """Take what was predicted ``(D, 1 + n, h, w)`` for ``n`` values as a scan's labels."""
-        predicted = F.one_hot(scores.argmax(dim=1), 1 + len(values)).movedim(-1, 1).to(features.dtype)
+        predicted = F.one_hot(scores.max(dim=1).indices, 1 + len(values)).movedim(-1, 1).to(features.dtype)
         foreground = predicted[:, 1:]
         shows = foreground.flatten(2).any(dim=2)
         every = range(len(features))

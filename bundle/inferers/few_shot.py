@@ -31,16 +31,9 @@ from ..networks.precision import in_single_precision
 from .atlas_fallback import AtlasFallback
 from .completion import SliceCompletion
 from .encoded import EncodedQuery, EncodedSupport, Registration, SupportSummary, turn_back
-from .location import (
-    CellRegistration,
-    InPlaneOrientation,
-    MirrorCheck,
-    align_scans,
-    describe_slices,
-    invert_slice_map,
-    nearest_slices,
-    registered_similarity,
-)
+from .cell_registration import CellRegistration, registered_similarity
+from .orientation import InPlaneOrientation, MirrorCheck
+from .slice_registration import align_scans, describe_slices, invert_slice_map, nearest_slices
 from .matching import match_slices
 from .pseudo_supports import PseudoSupports
 from .refinement import SelfSupportRefinement
@@ -307,7 +300,7 @@ class FewShotInferer(Inferer):
             if self.truncated_structures is not None:
                 scores = leave_out(scores, ~self.truncated_structures.find(scores, encoded, values, query.spacing_mm))
             discounts = F.pad(self._discounts(encoded, values, reverse_dice), (1, 0))  # none of the background
-            scores /= (1 + discounts)[scores.argmax(dim=1, keepdim=True)]
+            scores /= (1 + discounts)[scores.max(dim=1, keepdim=True).indices]
         elif self.atlas_fallback is not None:
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         scores = scores if unmirrored is None else scores.flip(2 + unmirrored)
@@ -560,9 +553,8 @@ class FewShotInferer(Inferer):
         step = math.ceil(len(query.volume) / self.mirror_check.slices)
 
         def similarity(features: Tensor) -> float:
-            slice_map, spacing_mm = registered.positions[::step], query.spacing_mm * step
-            found = self._register_on_slice_map(features, scan, slice_map, spacing_mm)
-            return registered_similarity(features, scan.features, found.coordinates, scan.spacing_mm)
+            slice_map, spacing_mm = registered.positions[None, ::step], query.spacing_mm * step
+            return self._register_on_slice_maps(features, scan, slice_map, spacing_mm)[0].similarity
 
         reflected = {axis: similarity(query.part(registered.turn, step, axis).features()) for axis in (0, 1)}
         return self.mirror_check.choose({-1: similarity(query.features(registered.turn)[::step]), **reflected})
@@ -579,36 +571,46 @@ class FewShotInferer(Inferer):
         slice_maps = align_scans(descriptor, scan.descriptor, spacing_mm, scan.spacing_mm, **self.alignment)
         if self.registration is None:
             slice_map, similarity = slice_maps[0]
-            return self._register_on_slice_map(features, scan, slice_map, spacing_mm)._replace(similarity=similarity)
+            return self._register_on_slice_maps(features, scan, slice_map[None], spacing_mm)[0]._replace(
+                similarity=similarity
+            )
 
-        def place(slice_map: Tensor, step: int = 1) -> Registration:
-            part = features[::step]
-            registered = self._register_on_slice_map(part, scan, slice_map[::step], spacing_mm * step)
-            similarity = registered_similarity(part, scan.features, registered.coordinates, scan.spacing_mm)
-            return registered._replace(similarity=similarity)
-
-        candidates = [slice_map for slice_map, _ in slice_maps]
-        if len(candidates) == 1:
-            return place(candidates[0])
-        step = math.ceil(len(features) / self.trial_slices)
-        tried = [place(slice_map, step) for slice_map in candidates]
+        maps = torch.stack([slice_map for slice_map, _ in slice_maps])
+        step = math.ceil(len(features) / self.trial_slices) if len(maps) > 1 else 1
+        tried = self._register_on_slice_maps(features[::step], scan, maps[:, ::step], spacing_mm * step)
         rated = [
             found.similarity - self.flip_penalty * float(slice_map[-1] < slice_map[0])
-            for found, slice_map in zip(tried, candidates)
+            for found, slice_map in zip(tried, maps)
         ]
         best = rated.index(max(rated))
-        return tried[best] if step == 1 else place(candidates[best])
+        if step == 1:
+            return tried[best]
+        return self._register_on_slice_maps(features, scan, maps[best : best + 1], spacing_mm)[0]
 
-    def _register_on_slice_map(
-        self, features: Tensor, scan: EncodedSupport, positions: Tensor, spacing_mm: float
-    ) -> Registration:
-        """Where slices whose rough positions along z are known lie on a scan; how similar they are is left open."""
-        coordinates = None
-        if self.registration is not None:
-            coordinates = self.registration(features, scan.features, positions, spacing_mm, scan.spacing_mm)
-            positions = coordinates[:, 2].flatten(1).mean(dim=1) / (scan.spacing_mm / 10)
-        positions = positions.cpu()
-        return Registration(nearest_slices(positions, scan.answering, self.num_slices), coordinates, 0.0, positions)
+    def _register_on_slice_maps(
+        self, features: Tensor, scan: EncodedSupport, maps: Tensor, spacing_mm: float, rate: bool = True
+    ) -> list[Registration]:
+        """Where slices lie on a scan by each of several maps ``(L, D)`` of their rough positions along z.
+
+        Without ``rate``, how similar they are is left open.
+        """
+        if self.registration is None:
+            return [
+                Registration(nearest_slices(positions, scan.answering, self.num_slices), None, 0.0, positions)
+                for positions in maps
+            ]
+        placed = self.registration(features, scan.features, maps, spacing_mm, scan.spacing_mm)
+        heights = (placed[:, :, 2].flatten(2).mean(dim=2) / (scan.spacing_mm / 10)).cpu()
+        unit = normalize(scan.features, 1) if rate else None
+        return [
+            Registration(
+                nearest_slices(positions, scan.answering, self.num_slices),
+                coordinates,
+                0.0 if unit is None else registered_similarity(features, unit, coordinates, scan.spacing_mm),
+                positions,
+            )
+            for coordinates, positions in zip(placed, heights)
+        ]
 
     def _widths(self, encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
@@ -802,7 +804,9 @@ class FewShotInferer(Inferer):
             features, turned = query.features(registered.turn), scores.rot90(registered.turn, (2, 3))
             predicted = EncodedSupport.from_prediction(features, query.spacing_mm, values, turned)
             slice_map = invert_slice_map(registered.positions, len(scan.features), query.spacing_mm / scan.spacing_mm)
-            back = self._register_on_slice_map(scan.features, predicted, slice_map, scan.spacing_mm)
+            [back] = self._register_on_slice_maps(
+                scan.features, predicted, slice_map[None], scan.spacing_mm, rate=False
+            )
             own = scan.slices[back.support_index[scan.slices, 0] >= 0]
             if not len(own):
                 continue
@@ -810,7 +814,7 @@ class FewShotInferer(Inferer):
             back = Registration(back.support_index[own], coordinates, back.similarity, back.positions[own])
             found, shown = match_slices(network, scan.features[own], predicted, values, back, self.slice_batch_size)
             found = smooth_slices(found, F.pad(shown, (1, 0), value=True), 0.0)
-            given = F.one_hot(found.argmax(dim=1), 1 + len(values)).movedim(-1, 1)[:, 1:].bool()
+            given = F.one_hot(found.max(dim=1).indices, 1 + len(values)).movedim(-1, 1)[:, 1:].bool()
             truth = scan.wanted(values)[0][own] > 0.5
             sizes = given.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
             dice = 2 * (given & truth).sum(dim=(0, 2, 3)) / sizes.clamp(min=1)

@@ -38,7 +38,7 @@ class TruncatedStructures:
         Returns:
             ``(n,)`` booleans.
         """
-        winner = scores.argmax(dim=1)
+        winner = scores.max(dim=1).indices
         found = torch.zeros(len(values), dtype=torch.bool, device=scores.device)
         for row, value in enumerate(values):
             shown = [volume for scan in scans if (volume := scan.volume(value, len(scores) * spacing_mm)) > 0]

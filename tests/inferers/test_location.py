@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.inferers.location import (
-    CellRegistration,
-    InPlaneOrientation,
+from bundle.inferers.cell_registration import CellRegistration, registered_similarity
+from bundle.inferers.orientation import InPlaneOrientation
+from bundle.inferers.slice_registration import (
     _similarity_in_overlap,
     align_scans,
     describe_slices,
     invert_slice_map,
     nearest_slices,
-    registered_similarity,
 )
 
 

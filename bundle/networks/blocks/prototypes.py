@@ -195,19 +195,60 @@ def match_cells(
     temperature: float,
     places: Optional[Tensor] = None,
     cells: Optional[Tensor] = None,
-    cells_a_pass: int = 128,
+    side: int = 8,
+    reach: float = 6.0,
 ) -> Tensor:
-    """:func:`match_prototypes` of :func:`similarity`, a few cells at a time: the same numbers.
+    """:func:`match_prototypes` of :func:`similarity`, a square of cells at a time, where no gradient is wanted.
 
-    Where no gradient is wanted, what lies between then stays in a processor's cache, and memory does not grow with the
-    grid. Arguments as there; ``cells_a_pass`` cells at a time.
+    What lies between then stays in a processor's cache, and memory does not grow with the grid. With places, each
+    square is compared to what is near: a prototype counts if the squared distance of its place from the square exceeds
+    that of the nearest one of its class by no more than ``reach``, since what lies beyond weighs ``exp(-reach)`` and
+    less.
+
+    Arguments as there, and:
+        side: cells along a side of a square.
+        reach: in units of the scores, as ``places`` and ``cells`` carry their weight.
 
     Returns:
         ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
     """
-    left, right, far = similarity_factors(query, vectors, temperature, places, cells)
-    scores: List[Tensor] = []
-    for first in range(0, right.shape[2], cells_a_pass):
-        part = slice(first, first + cells_a_pass)
-        scores.append(match_prototypes(torch.bmm(left, right[:, :, part]) - far[:, :, part], valid))
-    return torch.cat(scores, dim=2)
+    left, right, away = similarity_factors(query, vectors, temperature, places, cells)
+    batch, height, width = query.shape[0], query.shape[2], query.shape[3]
+    scores = torch.zeros([batch, valid.shape[1], height * width], dtype=left.dtype, device=left.device)
+    squares: List[Tensor] = []
+    numbers = torch.arange(height * width, device=left.device).reshape(height, width)
+    for top in range(0, height, side):
+        for first in range(0, width, side):
+            squares.append(numbers[top : top + side, first : first + side].flatten())
+    for index in range(batch):
+        speaking = valid[index].any(dim=0).nonzero()[:, 0]
+        mine, spoken = left[index, speaking], valid[index][:, speaking]
+        near = torch.ones([len(squares), len(speaking)], dtype=torch.bool, device=left.device)
+        if places is not None and cells is not None and len(speaking) > 0:
+            own_cells, own_places = cells[min(index, len(cells) - 1)], places[min(index, len(places) - 1), speaking]
+            low = torch.stack([own_cells[square].amin(dim=0) for square in squares])[:, None]
+            high = torch.stack([own_cells[square].amax(dim=0) for square in squares])[:, None]
+            gap = ((own_places - high).clamp(min=0) + (low - own_places).clamp(min=0)).square().sum(dim=2)
+            near = near_prototypes(gap, spoken, reach)
+        for number, square in enumerate(squares):
+            rows = near[number].nonzero()[:, 0]
+            similar = mine[rows] @ right[index][:, square] - away[min(index, len(away) - 1)][:, square]
+            scores[index][:, square] = match_prototypes(similar[None], spoken[None][:, :, rows])[0]
+    return scores
+
+
+def near_prototypes(gap: Tensor, spoken: Tensor, reach: float) -> Tensor:
+    """Which prototypes count in each square of cells, see :func:`match_cells`.
+
+    Args:
+        gap: squared distances of squares and prototypes ``(S, P)``.
+        spoken: which class a prototype speaks for ``(N, P)``.
+        reach: see there.
+
+    Returns:
+        Boolean ``(S, P)``.
+    """
+    owner = spoken.to(torch.uint8).max(dim=0)[1].expand(len(gap), -1)
+    nearest = torch.full([len(gap), spoken.shape[0]], float("inf"), dtype=gap.dtype, device=gap.device)
+    nearest = nearest.scatter_reduce(1, owner, gap, "amin")
+    return gap <= (nearest + reach).gather(1, owner)
