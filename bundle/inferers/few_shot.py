@@ -39,7 +39,7 @@ from .pseudo_supports import PseudoSupports
 from .refinement import SelfSupportRefinement
 from .scores import leave_out, smooth_slices
 from .truncated_structures import TruncatedStructures
-from .upsampling import GuidedUpsampling
+from .upsampling import GuidedUpsampling, upsample
 
 
 class FewShotInferer(Inferer):
@@ -295,12 +295,20 @@ class FewShotInferer(Inferer):
             reverse_dice = self.measure_reverse_dice(network, query, placed, values, scores)
             meta["reverse_dice"] = reverse_dice[None].cpu()
             scores = leave_out(scores, reverse_dice >= self.min_reverse_dice)
-        scores = self._upsample(scores, query.volume, exclusive, self._widths(encoded, values, num_chunks))
+        widths = self._widths(encoded, values, num_chunks)
+        scores = upsample(scores, query.volume, self.upsampling, exclusive, widths, self.slice_batch_size)
         if exclusive:
+            left_out = torch.zeros(len(values), dtype=torch.bool, device=scores.device)
             if self.truncated_structures is not None:
-                scores = leave_out(scores, ~self.truncated_structures.find(scores, encoded, values, query.spacing_mm))
+                left_out = self.truncated_structures.find(
+                    scores, encoded, values, query.spacing_mm, self.slice_batch_size
+                )
             discounts = F.pad(self._discounts(encoded, values, reverse_dice), (1, 0))  # none of the background
-            scores /= (1 + discounts)[scores.max(dim=1, keepdim=True).indices]
+            some = bool(left_out.any())
+            for part in scores.split(self.slice_batch_size):
+                if some:
+                    part.copy_(leave_out(part, ~left_out))
+                part /= (1 + discounts)[part.max(dim=1, keepdim=True).indices]
         elif self.atlas_fallback is not None:
             scores = scores / (1 + self.atlas_fallback.discount * atlas_fallback.to(scores))[:, None, None]
         scores = scores if unmirrored is None else scores.flip(2 + unmirrored)
@@ -621,15 +629,6 @@ class FewShotInferer(Inferer):
                 showing = [scan.only(value, support_slices(scan.extent(value), num_chunks)) for scan in showing]
             widths.append(sum(scan.width(value) for scan in showing) / max(len(showing), 1))
         return widths
-
-    def _upsample(self, scores: Tensor, volume: Tensor, exclusive: bool, widths: Sequence[float]) -> Tensor:
-        """Bring scores ``(D, n, h, w)`` from the feature grid to the image, a few slices at a time."""
-        out = scores.new_empty(*scores.shape[:2], *volume.shape[-2:])
-        size = self.slice_batch_size
-        for part, images, place in zip(scores.split(size), volume.split(size), out.split(size)):
-            fine = F.interpolate(part, size=images.shape[-2:], mode="bilinear", align_corners=False)
-            place.copy_(fine if self.upsampling is None else self.upsampling(fine, images, exclusive, widths))
-        return out
 
     def _match_scans(
         self,

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from .encoded import EncodedSupport
-from .scores import margins
-
 
 @dataclass(frozen=True)
 class TruncatedStructures:
@@ -26,7 +24,14 @@ class TruncatedStructures:
     share: float = 0.15
     margin: float = 1.4
 
-    def find(self, scores: Tensor, scans: Sequence[EncodedSupport], values: Sequence[int], spacing_mm: float) -> Tensor:
+    def find(
+        self,
+        scores: Tensor,
+        scans: Sequence[EncodedSupport],
+        values: Sequence[int],
+        spacing_mm: float,
+        batch_size: int = 8,
+    ) -> Tensor:
         """Find them.
 
         Args:
@@ -34,16 +39,23 @@ class TruncatedStructures:
             scans: the support, on which the usual volume is measured, of what as many slices can show.
             values: the ``n`` labels.
             spacing_mm: distance of the slices of the scores.
+            batch_size: slices that are looked at together.
 
         Returns:
             ``(n,)`` booleans.
         """
-        winner = scores.max(dim=1).indices
         found = torch.zeros(len(values), dtype=torch.bool, device=scores.device)
-        for row, value in enumerate(values):
-            shown = [volume for scan in scans if (volume := scan.volume(value, len(scores) * spacing_mm)) > 0]
-            usual = sum(shown) / max(len(shown), 1) / spacing_mm
-            won = winner == row + 1
-            if (won[0].any() or won[-1].any()) and won.sum() / winner[0].numel() < self.share * usual:
-                found[row] = margins(scores)[:, row + 1][won].mean() < self.margin
+        ends = torch.cat([scores[:1], scores[-1:]]).max(dim=1).indices.unique().tolist()
+        for channel in ends:
+            if channel == 0:
+                continue
+            shown = [volume for scan in scans if (volume := scan.volume(values[channel - 1], len(scores) * spacing_mm))]
+            usual = sum(shown) / max(len(shown), 1) / spacing_mm * scores[0, 0].numel()
+            size, total = 0, 0.0
+            for part in scores.split(batch_size):
+                own = part[:, channel]
+                won = part.max(dim=1).indices == channel
+                others = torch.cat([part[:, :channel], part[:, channel + 1 :]], dim=1).amax(dim=1)
+                size, total = size + won.sum(), total + (own - others)[won].sum()
+            found[channel - 1] = (size < self.share * usual) & (total < self.margin * size)
         return found

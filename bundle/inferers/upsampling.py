@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scores import ABSENT, margins
@@ -59,18 +60,69 @@ class GuidedUpsampling:
         radii = [self.radius(width) for width in widths]
         if not any(radii):
             return scores
-        guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
-        margin = margins(scores) if exclusive else scores
+        rows, columns = self._unsure(scores, 3 * max(radii)) if exclusive else (slice(None), slice(None))
+        inside, reach = scores[..., rows, columns], self.score_reach
+        guide = (images[:, :1, rows, columns] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
+        margin = margins(inside) if exclusive else inside
         absent = margin < ABSENT / 2
-        filtered = margin.clamp(-self.score_reach, self.score_reach)
-        each = torch.tensor([max(radii), *radii] if exclusive else radii)
-        for radius in each[each > 0].unique().tolist():
-            rows = each == radius
-            filtered[:, rows] = guided_filter(filtered[:, rows], guide, radius, self.epsilon)
-        filtered = torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
-        if exclusive:  # a wide window leaves too much background where a small structure is
-            filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
-        return filtered
+        filtered = margin.clamp(-reach, reach)
+        each = [max(radii), *radii] if exclusive else radii
+        for radius in sorted(set(each) - {0}):
+            same = [row for row, own in enumerate(each) if own == radius]
+            filtered[:, same] = guided_filter(filtered[:, same], guide, radius, self.epsilon)
+        filtered.masked_fill_(absent, ABSENT)
+        if not exclusive:
+            return filtered
+        # a wide window leaves too much background where a small structure is
+        filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
+        if inside.shape == scores.shape:
+            return filtered
+        out = torch.where(scores[..., :1, :1] < ABSENT / 2, ABSENT, -reach).repeat(1, 1, *scores.shape[2:])
+        out[:, 0] = reach
+        out[..., rows, columns] = filtered
+        return out
+
+    def _unsure(self, scores: Tensor, around: int) -> tuple[slice, slice]:
+        """Rows and columns beyond which the background wins by so much that a filter changes nothing.
+
+        Args:
+            scores: competing scores ``(D, n, H, W)``, the background first.
+            around: pixels that a filter reaches.
+        """
+        found = (scores[:, 1:].amax(dim=1) > scores[:, 0] - self.score_reach).any(dim=0)
+        box = []
+        for shown in (found.any(dim=1).cpu(), found.any(dim=0).cpu()):
+            inside = shown.nonzero()[:, 0].tolist() or [0]
+            box.append(slice(max(0, inside[0] - around), inside[-1] + 1 + around))
+        return box[0], box[1]
+
+
+def upsample(
+    scores: Tensor,
+    images: Tensor,
+    guided: GuidedUpsampling | None,
+    exclusive: bool,
+    widths: Sequence[float],
+    batch_size: int,
+) -> Tensor:
+    """Bring scores from the feature grid to the image, a few slices at a time.
+
+    Args:
+        scores: ``(D, n, h, w)``.
+        images: slices ``(D, C, H, W)``.
+        guided: fits them to the images; ``None`` for nothing.
+        exclusive: see :class:`GuidedUpsampling`.
+        widths: see there.
+        batch_size: slices at a time.
+
+    Returns:
+        ``(D, n, H, W)``.
+    """
+    out = scores.new_empty(*scores.shape[:2], *images.shape[-2:])
+    for part, below, place in zip(scores.split(batch_size), images.split(batch_size), out.split(batch_size)):
+        fine = F.interpolate(part, size=below.shape[-2:], mode="bilinear", align_corners=False)
+        place.copy_(fine if guided is None else guided(fine, below, exclusive, widths))
+    return out
 
 
 def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
@@ -87,18 +139,28 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
 
     Reference: He, Sun and Tang, IEEE TPAMI 35(6), 2013, https://doi.org/10.1109/TPAMI.2012.213.
     """
-    down, across = (_window(size, radius, values) for size in values.shape[-2:])
+    down, across = (_windows(size, radius, values) for size in values.shape[-2:])
 
-    def mean(x: Tensor) -> Tensor:
-        return down @ x @ across.T  # several times faster than pooling with a window as wide
+    def mean(x: Tensor) -> Tensor:  # products are several times faster than pooling with a window as wide
+        x = torch.cat([window @ x[..., reached, :] for reached, window in down], dim=-2)
+        return torch.cat([x[..., reached] @ window.T for reached, window in across], dim=-1)
 
     guide_mean, value_mean = mean(guide), mean(values)
     slope = (mean(guide * values) - guide_mean * value_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
     return mean(slope) * guide + mean(value_mean - slope * guide_mean)
 
 
-def _window(size: int, radius: int, like: Tensor) -> Tensor:
-    """Matrix ``(size, size)`` whose product with a vector is its mean over a window, which is cut at the ends."""
+def _windows(size: int, radius: int, like: Tensor, strip: int = 64) -> list[tuple[slice, Tensor]]:
+    """Means over a window, which is cut at the ends, as products of matrices.
+
+    Returns:
+        For each strip of the axis what its windows reach, and the matrix by which that is multiplied.
+    """
     steps = torch.arange(size, device=like.device)
     inside = ((steps[:, None] - steps).abs() <= radius).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
+    windows = inside / inside.sum(dim=1, keepdim=True)
+    found = []
+    for first in range(0, size, strip):
+        reached = slice(max(0, first - radius), first + strip + radius)
+        found.append((reached, windows[first : first + strip, reached]))
+    return found

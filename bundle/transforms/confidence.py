@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
+
+from .spatial import RestoreGeometry
 
 
 class ConfidenceMap(Transform):
@@ -25,18 +28,20 @@ class ConfidenceMap(Transform):
             another kind need their own.
         outside: confidence where all scores are 0, which is what :class:`RestoreGeometry` writes around the
             network's frame: background by rule, in [0, 1].
+        restore: whether the scores are in the network's frame, see :class:`LabelMap`.
 
     Raises:
         ValueError: for a temperature that is not positive, or ``outside`` beyond [0, 1].
     """
 
-    def __init__(self, temperature: float = 0.8, outside: float = 1.0) -> None:
+    def __init__(self, temperature: float = 0.8, outside: float = 1.0, restore: bool = False) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if not 0 <= outside <= 1:
             raise ValueError(f"outside must lie in [0, 1], got {outside}")
         self.temperature = temperature
         self.outside = outside
+        self.restore = RestoreGeometry() if restore else None
 
     def __call__(self, scores: MetaTensor, label_map: torch.Tensor | None = None) -> MetaTensor:
         """Turn scores into confidence ``(1, H, W, D)``, float32.
@@ -53,10 +58,17 @@ class ConfidenceMap(Transform):
         if "label_values" not in scores.meta:
             raise KeyError("ConfidenceMap: the meta data lack label_values, which FewShotInferer writes")
         values = [0, *(int(v) for v in np.asarray(scores.meta["label_values"]).ravel())]
-        plain = scores.as_subclass(torch.Tensor).float()
-        if len(values) not in (plain.shape[0], plain.shape[0] + 1):
-            raise ValueError(f"ConfidenceMap: {plain.shape[0]} channels for the label values {values}")
-        compete = len(values) == plain.shape[0]
+        if len(values) not in (len(scores), len(scores) + 1):
+            raise ValueError(f"ConfidenceMap: {len(scores)} channels for the label values {values}")
+        labels = [] if label_map is None else [label_map.as_subclass(torch.Tensor)]
+        if self.restore is not None:
+            return self.restore.assemble(scores, torch.float32, partial(self._measure, values), *labels)
+        found = self._measure(values, scores.as_subclass(torch.Tensor).float(), *labels)
+        return MetaTensor(found, meta=dict(scores.meta))
+
+    def _measure(self, values: list[int], plain: torch.Tensor, label_map: torch.Tensor | None = None) -> torch.Tensor:
+        """Confidence ``(1, …)`` of scores ``(C, …)``."""
+        compete = len(values) == len(plain)
         nowhere = ~plain.any(dim=0, keepdim=True)
         if compete:
             shares = torch.softmax(plain / self.temperature, dim=0)
@@ -65,12 +77,11 @@ class ConfidenceMap(Transform):
             shares = torch.sigmoid(torch.cat([-best, plain]) / self.temperature)
         if label_map is None:
             padded = plain if compete else torch.cat([torch.zeros_like(plain[:1]), plain])
-            chosen = padded.argmax(dim=0, keepdim=True)
+            chosen = padded.max(dim=0, keepdim=True).indices
         else:
             chosen = self._channels(label_map, values, plain.shape[1:])
         confidence = shares.gather(0, chosen)
-        confidence = torch.where(nowhere & (chosen == 0), torch.full_like(confidence, self.outside), confidence)
-        return MetaTensor(confidence, meta=dict(scores.meta))
+        return torch.where(nowhere & (chosen == 0), torch.full_like(confidence, self.outside), confidence)
 
     @staticmethod
     def _channels(label_map: torch.Tensor, values: list[int], shape: torch.Size) -> torch.Tensor:
@@ -94,7 +105,7 @@ class ConfidenceMapd(MapTransform):
         keys: keys of the scores.
         names: keys of the results, one or one for each of ``keys``; ``None`` to replace the scores.
         label_key: key of the label map that was chosen; ``None`` for the class that wins.
-        temperature, outside: see :class:`ConfidenceMap`.
+        temperature, outside, restore: see :class:`ConfidenceMap`.
         allow_missing_keys: skip keys that are absent.
     """
 
@@ -105,12 +116,13 @@ class ConfidenceMapd(MapTransform):
         label_key: str | None = None,
         temperature: float = 0.8,
         outside: float = 1.0,
+        restore: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.names = self.keys if names is None else ensure_tuple_rep(names, len(self.keys))
         self.label_key = label_key
-        self.measure = ConfidenceMap(temperature, outside)
+        self.measure = ConfidenceMap(temperature, outside, restore)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Convert each entry."""

@@ -9,13 +9,23 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple_rep
+
+from .spatial import RestoreGeometry
 
 
 class LabelMap(Transform):
     """The winning class of each voxel, as the label value that the support gives it.
 
     The values come from ``label_values`` in the prediction's meta data, which :class:`FewShotInferer` writes.
+
+    Args:
+        restore: whether the scores are in the network's frame, and the label map is wanted on the grid of the scan's
+            file: :class:`RestoreGeometry`, part by part, so that memory does not depend on the number of labels.
     """
+
+    def __init__(self, restore: bool = False) -> None:
+        self.restore = RestoreGeometry() if restore else None
 
     def __call__(self, scores: MetaTensor) -> MetaTensor:
         """Turn scores into a label map ``(1, H, W, D)``, uint8, int16 or int32 as the values need.
@@ -31,14 +41,19 @@ class LabelMap(Transform):
         if "label_values" not in scores.meta:
             raise KeyError("LabelMap: the meta data lack label_values, which FewShotInferer writes")
         values = [0, *(int(v) for v in np.asarray(scores.meta["label_values"]).ravel())]
-        plain = scores.as_subclass(torch.Tensor)
-        if len(values) == plain.shape[0] + 1:
-            plain = torch.cat([torch.zeros_like(plain[:1]), plain])
-        if len(values) != plain.shape[0]:
-            raise ValueError(f"LabelMap: {plain.shape[0]} channels for the label values {values}")
+        if len(scores) not in (len(values), len(values) - 1):
+            raise ValueError(f"LabelMap: {len(scores)} channels for the label values {values}")
         dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if max(values) <= torch.iinfo(d).max)
         table = torch.tensor(values, dtype=dtype, device=scores.device)
-        return MetaTensor(table[plain.argmax(dim=0, keepdim=True)], meta=dict(scores.meta))
+
+        def winners(plain: torch.Tensor) -> torch.Tensor:
+            if len(values) == len(plain) + 1:
+                plain = torch.cat([torch.zeros_like(plain[:1]), plain])
+            return table[plain.max(dim=0, keepdim=True).indices]  # on a CPU much faster than argmax
+
+        if self.restore is None:
+            return MetaTensor(winners(scores.as_subclass(torch.Tensor)), meta=dict(scores.meta))
+        return self.restore.assemble(scores, dtype, winners)
 
 
 class LabelMapd(MapTransform):
@@ -46,17 +61,28 @@ class LabelMapd(MapTransform):
 
     Args:
         keys: keys of the scores.
+        restore: see :class:`LabelMap`.
+        scores_keys: where the scores stay, one or one for each of ``keys``; ``None`` to drop them.
         allow_missing_keys: skip keys that are absent.
     """
 
-    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        restore: bool = False,
+        scores_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.convert = LabelMap()
+        self.scores_keys = ensure_tuple_rep(scores_keys, len(self.keys))
+        self.convert = LabelMap(restore)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Convert each prediction."""
         out = dict(data)
-        for key in self.key_iterator(out):
+        for key, scores_key in self.key_iterator(out, self.scores_keys):
+            if scores_key is not None:
+                out[scores_key] = out[key]
             out[key] = self.convert(out[key])
         return out
 
