@@ -68,7 +68,7 @@ class FewShotSegmenter:
         self.network = load_weights(network, typed_path(parser.get_parsed_content("ckpt_path"))).to(self.device).eval()
         self.inferer = parser.get_parsed_content("inferer")
         steps = parser.get_parsed_content("support_preprocessing").flatten().transforms
-        self._ready = bool(self.inferer.support)  # a support in the config counts as one
+        self._ready = bool(self.inferer.support_encoder.support)  # a support in the config counts as one
         self._readers = [step for step in steps if isinstance(step, (LoadImaged, EnsureChannelFirstd))]
         self._framers = [step for step in steps if step not in self._readers]
         self._finishers = {}
@@ -140,7 +140,7 @@ class FewShotSegmenter:
         for index, (image, label) in enumerate(zip(scans, maps)):
             options = {key: given[index] for key, given in per_scan.items()}
             support.append(self._support_scan(image, label, index + 1, affine, spacing, options))
-        self.inferer.set_support(keep_labels(support, self.inferer.labels))
+        self.inferer.set_support(keep_labels(support, self.inferer.support_encoder.labels))
         self._ready = True
 
     def set_pseudo_supports(

@@ -285,7 +285,7 @@ def inference_rows(
     query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
     values, depth = support.values, query.shape[-1]
     inferer = parser.get_parsed_content("inferer")
-    inferer.measure_reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
+    inferer.quality.reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
     full = read(["inference"], {**settings, **{key: read(["inference"], {})[key] for key in MATCHING}})
     full_inferer = full.get_parsed_content("inferer")
     reference = copy.deepcopy(network).to(memory_format=torch.contiguous_format)

@@ -39,6 +39,17 @@ OFF = ["completion", "registration", "in_plane_orientation", "atlas_fallback", "
        "upsampling", "truncated_structures"]  # fmt: skip
 
 
+def parts_of(inferer):
+    """What each switch of the config leaves in an inferer."""
+    stages = {
+        "completion": inferer.support_encoder.completion,
+        "registration": inferer.registration.cells,
+        "atlas_fallback": inferer.known_extents.atlas_fallback,
+        "truncated_structures": inferer.quality.truncated_structures,
+    }
+    return {key: stages[key] if key in stages else getattr(inferer, key) for key in OFF}
+
+
 def files(names):
     return [str(CONFIGS / f"{name}.json") for name in (names.split() if isinstance(names, str) else names)]
 
@@ -198,16 +209,16 @@ def test_every_documented_form_of_a_switch_changes_what_is_built(key, form, tmp_
         (tmp_path / "mine.json").write_text(json.dumps({key: None if form == "null" else False}))
         parser = read_config([*files("inference"), tmp_path / "mine.json"], {"dataset_dir": str(phantom_dir), **pseudo})
         inferer = parser.get_parsed_content("inferer")
-    assert getattr(inferer, key) is None
     usual = small("inference", tmp_path, phantom_dir, **pseudo).get_parsed_content("inferer")
-    assert getattr(usual, key) is not None
+    assert parts_of(inferer)[key] is None
+    assert parts_of(usual)[key] is not None
 
 
 def test_false_gives_the_automatic_choice_of_other_ids(tmp_path, phantom_dir):
     parser = small("inference abdomen_ct", tmp_path, phantom_dir, body_threshold=False, labels=False)
     body = next(step for step in parser.get_parsed_content("steps") if isinstance(step, BodyMaskd))
     assert body.converter.threshold is None
-    assert parser.get_parsed_content("inferer").labels is None
+    assert parser.get_parsed_content("inferer").support_encoder.labels is None
     bank = small("train", tmp_path, phantom_dir, bank_limit_gb=False, cache_dir=False).get_parsed_content("train#bank")
     assert bank.limit_gb is None
 
@@ -245,10 +256,10 @@ def test_nothing_of_ours_is_active_under_the_paper(tmp_path, phantom_dir):
     given |= {"network_def#encoder": TINY_NETWORK["encoder"]}
     parser = read_config(files("inference evaluate paper"), {**given, "protocol": "official"})
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network")
-    assert all(getattr(inferer, key) is None for key in OFF)
-    assert inferer.num_slices == 1
-    numbers = ("smoothing_mm", "min_reverse_dice", "reverse_dice_discount")
-    assert {getattr(inferer, name) for name in numbers} == {0.0}
+    assert set(parts_of(inferer).values()) == {None}
+    assert inferer.registration.num_slices == 1
+    quality = inferer.quality
+    assert [inferer.fusion.smoothing_mm, quality.min_reverse_dice, quality.reverse_dice_discount] == [0.0] * 3
     assert (network.position_weight, network.depth_weight, network.precision) == (0.0, 0.0, "float32")
     assert (network.training_window, network.testing_window, network.official_gate) == (4, 2, True)
     assert parser["min_component_share"] == 0
@@ -273,7 +284,7 @@ def test_the_paper_trains_segments_and_evaluates(run_config, tmp_path):
 def test_labels_are_wanted_by_name(run_config, tmp_path, phantom_dir):
     for labels in ("liver", ["liver"], ["Liver", 1], 1, "1"):
         inferer = small("inference", tmp_path, phantom_dir, labels=labels).get_parsed_content("inferer")
-        assert inferer.labels == [1]
+        assert inferer.support_encoder.labels == [1]
     assert isinstance(inferer, FewShotInferer)
     with pytest.raises(Exception, match="Failed to instantiate") as caught:
         small("inference", tmp_path, phantom_dir, labels=["livr"]).get_parsed_content("label_values")

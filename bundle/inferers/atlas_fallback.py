@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoded import EncodedSupport
+from .scans import EncodedSupport
 from .cell_registration import sample_coordinates
 from .matching import match_own_cells
 

@@ -117,8 +117,8 @@ class CellRegistration:
         return (start + moved).reshape(*positions.shape, 3, *size)
 
     def _step(self, spacing_mm: float) -> int:
-        """Every which slice is looked at: those at half of the smallest standard deviation of the smoothing along z."""
-        return max(1, int(min(self.smoothing_mm, default=0.0) / 2 / spacing_mm))
+        """Every which slice is looked at: four in the smallest standard deviation of the smoothing along z."""
+        return max(1, int(min(self.smoothing_mm, default=0.0) / 4 / spacing_mm))
 
     def _move(
         self,

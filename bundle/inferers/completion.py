@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .encoded import EncodedSupport, Registration
+from .scans import EncodedSupport, Registration
 from .cell_registration import CellRegistration
 from .slice_registration import nearest_slices
 from .matching import match_slices

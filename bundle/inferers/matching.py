@@ -7,7 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .encoded import EncodedSupport, Registration
+from .scans import EncodedSupport, Registration
+
+
+class SliceMatching:
+    """Matches slices to those of a scan that answer for them, by the network's prototypes.
+
+    Args:
+        slice_batch_size: support slices a pass; memory does not depend on the number of slices.
+    """
+
+    def __init__(self, slice_batch_size: int = 16) -> None:
+        self.slice_batch_size = slice_batch_size
+
+    def __call__(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        scan: EncodedSupport,
+        values: Sequence[int],
+        registered: Registration,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`match_slices`."""
+        return match_slices(network, features, scan, values, registered, self.slice_batch_size)
 
 
 def match_slices(

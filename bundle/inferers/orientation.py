@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from .scans import EncodedQuery, EncodedSupport, Registration
+from .slice_registration import SliceRegistration
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,35 @@ class InPlaneOrientation:
     def __post_init__(self) -> None:
         if not set(self.turns) <= {1, 2, 3}:
             raise ValueError(f"turns must be among 1, 2 and 3, got {list(self.turns)}")
+
+    def __call__(
+        self,
+        query: EncodedQuery,
+        scan: EncodedSupport,
+        registration: SliceRegistration,
+        reverse_dice: Callable[[EncodedQuery, Registration], float],
+    ) -> Registration:
+        """Where a query lies on a support scan, turned in the plane if it is more similar and agrees better so.
+
+        Args:
+            query: the query.
+            scan: the support scan.
+            registration: finds where slices lie on it.
+            reverse_dice: mean of the labels of a part of the query that lies so on the scan, see :class:`Quality`.
+        """
+        upright = registration(query.features(), scan, query.spacing_mm)
+        if registration.cells is None or upright.similarity >= self.below:
+            return upright
+        height, width = query.volume.shape[-2:]
+        step = math.ceil(len(query.volume) / registration.trial_slices)
+        turns = [0, *(turn for turn in self.turns if height == width or turn % 2 == 0)]
+        parts = {turn: query.part(turn, step) for turn in turns}
+        tried = {turn: registration(part.features(), scan, part.spacing_mm) for turn, part in parts.items()}
+        similarities = {turn: found.similarity for turn, found in tried.items()}
+        turn = self.choose(upright.similarity, similarities, lambda turn: reverse_dice(parts[turn], tried[turn]))
+        if turn == 0:
+            return upright
+        return registration(query.features(turn), scan, query.spacing_mm)._replace(turn=turn)
 
     def choose(self, upright: float, similarities: Mapping[int, float], reverse_dice: Callable[[int], float]) -> int:
         """The turn that is believed.
@@ -78,6 +111,32 @@ class MirrorCheck:
     def __post_init__(self) -> None:
         if self.margin < 0 or self.slices < 1:
             raise ValueError(f"margin must be at least 0 and slices 1, got {self.margin} and {self.slices}")
+
+    def __call__(
+        self,
+        query: EncodedQuery,
+        placed: Sequence[tuple[EncodedSupport, Registration]],
+        registration: SliceRegistration,
+    ) -> int | None:
+        """Axis of the plane along which a query is mirrored against the most similar scan; ``None`` if it is not.
+
+        Args:
+            query: the query.
+            placed: the support scans and where the query lies on them.
+            registration: finds where slices lie on a scan.
+        """
+        if registration.cells is None:
+            return None
+        scan, registered = max(placed, key=lambda one: one[1].similarity)
+        step = math.ceil(len(query.volume) / self.slices)
+        slice_map, spacing_mm = registered.positions[None, ::step], query.spacing_mm * step
+        features = {
+            -1: query.features(registered.turn)[::step],
+            **{axis: query.part(registered.turn, step, axis).features() for axis in (0, 1)},
+        }
+        return self.choose(
+            {axis: registration.on_maps(own, scan, slice_map, spacing_mm)[0].similarity for axis, own in features.items()}
+        )
 
     def choose(self, similarities: Mapping[int, float]) -> int | None:
         """The axis along which a query is mirrored; ``None`` if it is not.

@@ -3,11 +3,119 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..networks.blocks.prototypes import normalize
+from .cell_registration import CellRegistration, registered_similarity
+from .scans import EncodedSupport, Registration, SupportSummary
+
+ALIGNMENT = {"candidates": 6, "apart": 1.5}  # of align_scans, which gives one candidate by default
+
+
+class SliceRegistration:
+    """Where a query's slices, and then its cells, lie on a support scan.
+
+    Of the likely maps along z, the one counts whose registered cells are the most similar to the support's.
+
+    Args:
+        num_slices: support slices that answer for a query slice.
+        descriptor_cells: side of the grid over which a slice's features are averaged for the alignment.
+        alignment: arguments of :func:`align_scans`; ``None`` for :data:`ALIGNMENT`.
+        trial_slices: slices of the query, evenly spread, on which several maps are tried.
+        flip_penalty: by how much more similar its cells must be for a query to count as upside down.
+        cells: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
+
+    Raises:
+        ValueError: for ``trial_slices`` below 1.
+    """
+
+    def __init__(
+        self,
+        num_slices: int = 7,
+        descriptor_cells: int = 8,
+        alignment: Mapping[str, Any] | None = None,
+        trial_slices: int = 12,
+        flip_penalty: float = 0.02,
+        cells: CellRegistration | None = CellRegistration(),  # noqa: B008, has no state
+    ) -> None:
+        if trial_slices < 1:
+            raise ValueError(f"trial_slices must be at least 1, got {trial_slices}")
+        self.num_slices = num_slices
+        self.descriptor_cells = descriptor_cells
+        self.alignment = dict(ALIGNMENT if alignment is None else alignment)
+        self.trial_slices = trial_slices
+        self.flip_penalty = flip_penalty
+        self.cells = cells
+
+    def describe(self, features: Tensor) -> Tensor:
+        """One vector a slice ``(D, F)``, see :func:`describe_slices`."""
+        return describe_slices(features, self.descriptor_cells)
+
+    def similarity(self, descriptor: Tensor, spacing_mm: float, scan: SupportSummary) -> float:
+        """How similar slices are to those of a scan that lie at their height.
+
+        Args:
+            descriptor: of the slices ``(D, F)``.
+            spacing_mm: their distance.
+            scan: the scan.
+        """
+        alignment = {**self.alignment, "candidates": 1}
+        return align_scans(descriptor, scan.descriptor, spacing_mm, scan.spacing_mm, **alignment)[0][1]
+
+    def __call__(self, features: Tensor, scan: EncodedSupport, spacing_mm: float) -> Registration:
+        """Register slices on a support scan.
+
+        Args:
+            features: ``(D, channels, h, w)``.
+            scan: the support scan.
+            spacing_mm: distance of the slices.
+        """
+        slice_maps = align_scans(
+            self.describe(features), scan.descriptor, spacing_mm, scan.spacing_mm, **self.alignment
+        )
+        if self.cells is None:
+            slice_map, similarity = slice_maps[0]
+            return self.on_maps(features, scan, slice_map[None], spacing_mm)[0]._replace(similarity=similarity)
+        maps = torch.stack([slice_map for slice_map, _ in slice_maps])
+        step = math.ceil(len(features) / self.trial_slices) if len(maps) > 1 else 1
+        tried = self.on_maps(features[::step], scan, maps[:, ::step], spacing_mm * step)
+        rated = [
+            found.similarity - self.flip_penalty * float(slice_map[-1] < slice_map[0])
+            for found, slice_map in zip(tried, maps)
+        ]
+        best = rated.index(max(rated))
+        return tried[best] if step == 1 else self.on_maps(features, scan, maps[best : best + 1], spacing_mm)[0]
+
+    def on_maps(
+        self, features: Tensor, scan: EncodedSupport, maps: Tensor, spacing_mm: float, rate: bool = True
+    ) -> list[Registration]:
+        """Where slices lie on a scan by each of several maps ``(L, D)`` of their rough positions along z.
+
+        Without ``rate``, how similar they are is left open.
+        """
+        if self.cells is None:
+            return [Registration(self.nearest(positions, scan), None, 0.0, positions) for positions in maps]
+        placed = self.cells(features, scan.features, maps, spacing_mm, scan.spacing_mm)
+        heights = (placed[:, :, 2].flatten(2).mean(dim=2) / (scan.spacing_mm / 10)).cpu()
+        unit = normalize(scan.features, 1) if rate else None
+        return [
+            Registration(
+                self.nearest(positions, scan),
+                coordinates,
+                0.0 if unit is None else registered_similarity(features, unit, coordinates, scan.spacing_mm),
+                positions,
+            )
+            for coordinates, positions in zip(placed, heights)
+        ]
+
+    def nearest(self, positions: Tensor, scan: EncodedSupport) -> Tensor:
+        """Slices of a scan that answer at positions ``(D,)``: ``(D, num_slices)``."""
+        return nearest_slices(positions, scan.answering, self.num_slices)
 
 
 def describe_slices(features: Tensor, cells: int = 4) -> Tensor:

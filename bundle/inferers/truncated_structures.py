@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .encoded import EncodedSupport
+from .scans import EncodedSupport
 
 @dataclass(frozen=True)
 class TruncatedStructures:

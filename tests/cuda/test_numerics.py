@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from bundle.data.support import SupportScan
-from bundle.inferers import CellRegistration, FewShotInferer
+from bundle.inferers import CellRegistration
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.networks.blocks.prototypes import grid_positions, similarity, split_digits
 
 from ..conftest import make_tiny
+from ..inferers.build import make_inferer
 from ..inferers.test_few_shot import noise, query_of, squares
 from .tf32 import TensorFloat32, rounded
 
@@ -85,7 +86,7 @@ def test_cells_stay_where_they_are_found_in_other_number_formats(number_format):
 
 
 def test_a_scan_is_segmented_alike_under_autocast():
-    network, inferer = make_tiny(), FewShotInferer(registration=CellRegistration())
+    network, inferer = make_tiny(), make_inferer(registration=CellRegistration())
     inferer.set_support([SupportScan(noise(0), squares(), 7.0, "scan")])
     query = query_of(noise(0) + 0.3 * noise(1))
     expected = inferer(query, network)

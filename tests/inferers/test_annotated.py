@@ -7,8 +7,9 @@ import torch
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, SliceCompletion
+from bundle.inferers import SliceCompletion
 
+from .build import make_inferer
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
 
@@ -17,7 +18,7 @@ def only(label, value):
 
 
 def segment(scans):
-    inferer = FewShotInferer(num_slices=1)
+    inferer = make_inferer(num_slices=1)
     inferer.set_support(scans)
     scores = inferer(query_of(noise(0)), CountingNetwork())
     values = [0, *scores.meta["label_values"].flatten().tolist()]
@@ -91,9 +92,9 @@ def test_slices_between_annotated_ones_are_completed():
     sparse[..., [2, 5]] = label[..., [2, 5]]
     network, found = CountingNetwork(), {}
     for complete in (False, True):
-        inferer = FewShotInferer(completion=SliceCompletion(margin=1.0) if complete else None)
+        inferer = make_inferer(completion=SliceCompletion(margin=1.0) if complete else None)
         inferer.set_support([SupportScan(image, sparse, 7.0, "a")])
-        [found[complete]] = inferer.encode_support(network)
+        [found[complete]] = inferer.support_encoder.encode_all(network, inferer.registration)
     assert found[False].answering.tolist() == found[False].slices.tolist() == [2, 5]
     completed = found[True]
     assert completed.slices.tolist() == [2, 5]
@@ -113,7 +114,7 @@ def test_labels_of_a_support_that_was_completed_are_less_sure_and_the_same():
     sparse[..., 3::4] = squares()[..., 3::4]
 
     def scores(label, discount, annotated=(None,)):
-        inferer = FewShotInferer(num_slices=1, completion=SliceCompletion(discount=discount))
+        inferer = make_inferer(num_slices=1, completion=SliceCompletion(discount=discount))
         inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
         return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
 
@@ -142,7 +143,7 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     chunks = query_chunks([False, *[True] * 8, False], 3)[None]
     scores = []
     for given in (label, spoiled):
-        inferer = FewShotInferer(num_slices=3, completion=SliceCompletion())
+        inferer = make_inferer(num_slices=3, completion=SliceCompletion())
         inferer.set_support([SupportScan(image, given, 7.0, "a")])
         scores.append(inferer(query_of(image, chunks=chunks, num_chunks=3), CountingNetwork()))
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))

@@ -19,14 +19,17 @@ from bundle.inferers import (
     FewShotInferer,
     InPlaneOrientation,
     MirrorCheck,
+    Quality,
+    ScanFusion,
     SliceCompletion,
     TruncatedStructures,
-    few_shot,
+    slice_registration,
 )
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
 from ..conftest import make_tiny, save_nifti
+from .build import make_inferer
 
 SIZE, DEPTH = 64, 10
 
@@ -86,7 +89,7 @@ def segment(inferer, network, query):
 
 
 def given(*scans, **arguments):
-    inferer = FewShotInferer(**arguments)
+    inferer = make_inferer(**arguments)
     inferer.set_support(scans)
     return inferer
 
@@ -237,7 +240,7 @@ def from_files(folder, *names, **arguments):
             SliceFramed(["image", "label"], None, (SIZE, SIZE), ["bilinear", "nearest"], allow_missing_keys=True),
         ]
     )
-    return FewShotInferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
+    return make_inferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
 
 
 def count_encoded(inferer, network, query):
@@ -270,12 +273,16 @@ def test_support_is_encoded_anew_when_its_label_changes(files):
     assert set(after.unique().tolist()) == {0, 5}
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "optimizer", "another network"])
+@pytest.mark.parametrize("how", ["load_state_dict", "assign", "data", "optimizer", "another network"])
 def test_support_is_encoded_anew_when_the_weights_change(files, how):
     network, inferer = CountingNetwork(), from_files(files, "a")
     count_encoded(inferer, network, query_of(noise(4)))
     if how == "load_state_dict":
         network.load_state_dict({key: 0.5 * value for key, value in network.state_dict().items()})
+    elif how == "assign":
+        network.load_state_dict({key: 0.5 * value for key, value in network.state_dict().items()}, assign=True)
+    elif how == "data":  # no version tells
+        network.encoder.project.weight.data[0, 0, 0] *= -1
     elif how == "optimizer":
         network.encoder.project.weight.grad = torch.ones_like(network.encoder.project.weight)
         torch.optim.SGD(network.parameters(), lr=0.1).step()
@@ -303,6 +310,9 @@ def test_query_may_bring_its_own_support(files):
     own = query_of(noise(1), support=json.dumps([entry("b")]))
     assert set(segment(inferer, network, own)[0].unique().tolist()) == {0, 9}
     assert "support" not in segment(inferer, network, own)[1].meta
+    assert torch.equal(inferer(query_of(noise(1)), network, support=[entry("b")]), segment(inferer, network, own)[1])
+    with pytest.raises(TypeError, match="supports"):
+        inferer(query_of(noise(1)), network, supports=[entry("b")])
     assert set(segment(inferer, network, query_of(noise(0)))[0].unique().tolist()) == {0, 1, 3}
 
 
@@ -368,7 +378,7 @@ def test_a_turned_query_is_found_within_known_extents_too():
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=inferer.registration)
+    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=inferer.registration.cells)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -532,7 +542,7 @@ def test_query_with_nan_names_its_file():
 
 def test_inferer_without_support_says_what_to_call():
     with pytest.raises(RuntimeError, match="no support yet: call set_support first"):
-        FewShotInferer()(query_of(noise(0)), make_tiny())
+        make_inferer()(query_of(noise(0)), make_tiny())
 
 
 def test_empty_support_list_is_named(files):
@@ -573,7 +583,7 @@ def test_half_an_organ_agrees_and_one_out_of_view_does_not():
 def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     right, wrong = torch.arange(float(DEPTH)), torch.arange(float(DEPTH)) + 3
-    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
+    monkeypatch.setattr(slice_registration, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
     stay = CellRegistration([], [])
     found, scores = segment(given(scan, registration=stay), CountingNetwork(), query_of(noise(0)))
     assert (found == squares()).float().mean() > 0.98
@@ -586,14 +596,14 @@ def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
 
 def test_at_least_one_slice_is_tried():
     with pytest.raises(ValueError, match="trial_slices must be at least 1, got 0"):
-        FewShotInferer(trial_slices=0)
+        make_inferer(trial_slices=0)
 
 
 @pytest.mark.parametrize(("flip_penalty", "upright"), [(0.0, False), (3.0, True)])
 def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(flip_penalty, upright, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     up = torch.arange(float(DEPTH))
-    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
+    monkeypatch.setattr(slice_registration, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
     inferer = given(scan, registration=CellRegistration([], []), flip_penalty=flip_penalty)
     found, scores = segment(inferer, CountingNetwork(), query_of(noise(0).flip(-1)))
     assert ((found == squares().flip(-1)).float().mean() > 0.98) == (not upright)
@@ -604,9 +614,9 @@ def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(fli
 def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     sizes = []
-    rate = few_shot.registered_similarity
+    rate = slice_registration.registered_similarity
     monkeypatch.setattr(
-        few_shot, "registered_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
+        slice_registration, "registered_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
     )
     inferer = given(scan, registration=CellRegistration([], []), trial_slices=trial_slices, alignment={"candidates": 3})
     found, _ = segment(inferer, CountingNetwork(), query_of(noise(0)))
@@ -615,7 +625,7 @@ def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
 
 
 def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.9, 0.1]))
+    monkeypatch.setattr(Quality, "reverse_dice", lambda *_: torch.tensor([0.9, 0.1]))
     label = squares()
     label[16:24, 24:32, 2:7] = 3  # in the middle of the other organ
     scan = SupportScan(noise(0), label, 7.0, "a")
@@ -629,7 +639,7 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
 
 
 def test_a_label_that_does_not_give_the_supports_back_is_less_sure_and_the_same(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.5, 1.0]))
+    monkeypatch.setattr(Quality, "reverse_dice", lambda *_: torch.tensor([0.5, 1.0]))
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     found, scores = segment(given(scan), CountingNetwork(), query_of(noise(0)))
     same, discounted = segment(given(scan, reverse_dice_discount=3.0), CountingNetwork(), query_of(noise(0)))
@@ -659,19 +669,19 @@ def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
 def test_labels_are_smoothed_by_their_own_height_on_the_support():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.05)
-    [encoded] = inferer.encode_support(CountingNetwork())
+    [encoded] = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
     heights = [encoded.height_mm(value) for value in encoded.values]
     assert heights == [7.0 * len(encoded.extent(value)) for value in encoded.values]
-    widths = inferer._smoothing([encoded], [*encoded.values, 99])
+    widths = inferer.fusion.widths_mm([encoded], [*encoded.values, 99])
     torch.testing.assert_close(widths, torch.tensor([*(0.05 * height for height in heights), 0.0]))
-    inferer.smoothing_share = 9.0
-    assert inferer._smoothing([encoded], encoded.values).tolist() == [8.0] * len(heights)
+    inferer.fusion.smoothing_share = 9.0
+    assert inferer.fusion.widths_mm([encoded], encoded.values).tolist() == [8.0] * len(heights)
 
 
 def test_a_thin_label_keeps_its_scores_where_a_tall_one_is_smoothed():
     scores = torch.zeros(9, 3, 1, 1)
     scores[4, 1:] = 1.0
-    smooth = few_shot._smooth(scores, torch.ones(9, 3, dtype=torch.bool), True, torch.tensor([0.0, 2.0]))
+    smooth = ScanFusion.smooth(scores, torch.ones(9, 3, dtype=torch.bool), True, torch.tensor([0.0, 2.0]))
     torch.testing.assert_close(smooth[:, 1], scores[:, 1])
     assert 0 < smooth[4, 2] < 0.3
     assert (smooth[:, 0] == 0).all()
@@ -685,17 +695,17 @@ def organ(value):
 def counted_supports(inferer, query, network=None):
     """Values of the result, and the numbers of the support scans that answered."""
     seen = []
-    match = few_shot.FewShotInferer._register
+    match = FewShotInferer._place
 
     def register(self, network, query, scan, views):
         seen.append(scan)
         return match(self, network, query, scan, views)
 
-    few_shot.FewShotInferer._register, network = register, network or CountingNetwork()
+    FewShotInferer._place, network = register, network or CountingNetwork()
     try:
         _, scores = segment(inferer, network, query)
     finally:
-        few_shot.FewShotInferer._register = match
+        FewShotInferer._place = match
     return scores.meta["label_values"].flatten().tolist(), seen
 
 
@@ -726,7 +736,7 @@ def test_supports_that_do_not_answer_are_encoded_once_and_not_kept():
     inferer, network = given(*scans, num_slices=1, num_supports=1, cache_size=1), CountingNetwork()
     segment(inferer, network, query_of(noise(5)))  # the last one, which is still there
     assert network.encoded == 7 * DEPTH
-    assert len(inferer._cache) == 1
+    assert len(inferer.support_encoder._scans) == 1
     segment(inferer, network, query_of(noise(2)))
     assert network.encoded == 9 * DEPTH  # the query and the one that answers
     with torch.no_grad():
@@ -741,12 +751,13 @@ def test_smoothing_follows_the_tallest_part_of_a_label():
     label[40:, 40:] = 2
     scan = SupportScan(noise(0), label, 7.0, "a")
     inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.2)
-    encoded = inferer.encode_support(CountingNetwork())
+    encoded = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
     assert [encoded[0].height_mm(value) for value in (1, 2, 3)] == [21.0, 70.0, 0.0]
-    torch.testing.assert_close(inferer._smoothing(encoded, [1, 2, 3]), torch.tensor([4.2, 8.0, 0.0]))
+    torch.testing.assert_close(inferer.fusion.widths_mm(encoded, [1, 2, 3]), torch.tensor([4.2, 8.0, 0.0]))
     sparse = torch.zeros_like(label)
     sparse[8:32, 8:32, [1, 4, 7]] = 1
-    (encoded,) = given(SupportScan(noise(0), sparse, 7.0, "b")).encode_support(CountingNetwork())
+    inferer = given(SupportScan(noise(0), sparse, 7.0, "b"))
+    (encoded,) = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
     assert encoded.height_mm(1) == 49.0  # what lies between labelled slices is no gap
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
-from .slice_registration import describe_slices
 
 
 class EncodedSupport:
@@ -67,7 +66,7 @@ class EncodedSupport:
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
-    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor_cells: int, batch_size: int) -> EncodedSupport:
+    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor: Tensor, batch_size: int) -> EncodedSupport:
         """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
         label, values = scan.label.movedim(-1, 0), scan.values
         shares, shown, widths = [], [], []
@@ -88,7 +87,7 @@ class EncodedSupport:
             background[:, 0],
             torch.cat(shown),
             scan.annotated_slices,
-            describe_slices(features, descriptor_cells),
+            descriptor,
             torch.cat(widths),
         )
         encoded.modality = scan.modality
@@ -158,6 +157,7 @@ class EncodedSupport:
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
         view = copy.copy(self)
+        view._views = {}
         row = self.values.index(value)
         view.values, view.extents, view.heights_mm = [value], [self.extents[row]], [self.heights_mm[row]]
         view.slices = view.answering = torch.tensor(sorted(set(slices)))
@@ -166,9 +166,14 @@ class EncodedSupport:
         view.widths = self.widths[:, row : row + 1] if self.widths is not None else None
         return view
 
+    def as_annotated(self, value: int, num_chunks: int) -> EncodedSupport:
+        """The scan with one label, on the middle slice of each chunk of its extent alone."""
+        return self.only(value, support_slices(self.extent(value), num_chunks))
+
     def completed(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:
         """The same scan with labels ``(T, V, h, w)``, ``(T, h, w)`` in ``todo``, slices that then answer too."""
         completed = copy.copy(self)
+        completed._views = {}
         completed.foreground, completed.background = self.foreground.clone(), self.background.clone()
         completed.shows = self.shows.clone()
         completed.foreground[todo], completed.background[todo] = foreground, background
@@ -191,7 +196,7 @@ class EncodedSupport:
         key = (value, num_chunks)
         if key not in self._views:
             if self.labelled:
-                view = complete(self.only(value, support_slices(self.extent(value), num_chunks)))
+                view = complete(self.as_annotated(value, num_chunks))
             else:
                 view = self.only(value, self.answering.tolist())
                 view.background = self.background + self.foreground.sum(dim=1) - view.foreground[:, 0]
@@ -295,3 +300,19 @@ class Registration(NamedTuple):
     similarity: float
     positions: Tensor
     turn: int = 0
+
+
+class ExtentMatch(NamedTuple):
+    """What was matched within known extents.
+
+    Attributes:
+        scores: foreground less background ``(D, n, h, w)``.
+        possible: where an extent is given ``(D, n)``.
+        answering: each labelled scan, its slices ``(D, n * K)`` that answer, and the query's turn.
+        by_place: for each label the share of the labelled scans by which it is found by its place ``(n,)``.
+    """
+
+    scores: Tensor
+    possible: Tensor
+    answering: list[tuple[EncodedSupport, Tensor, int]]
+    by_place: Tensor
