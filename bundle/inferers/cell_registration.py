@@ -121,13 +121,7 @@ class CellRegistration:
         return max(1, int(min(self.smoothing_mm, default=0.0) / 4 / spacing_mm))
 
     def _move(
-        self,
-        query: Tensor,
-        support: Tensor,
-        guesses: Tensor,
-        query_spacing: float,
-        support_spacing: float,
-        reach: int,
+        self, query: Tensor, support: Tensor, guesses: Tensor, query_spacing: float, support_spacing: float, reach: int
     ) -> Tensor:
         """Displacements ``(L, Dq, 3, h', w')`` of the coarse grid's cells from ``(L, Dq)`` guesses of the slices."""
         slice_cm = support_spacing / 10
@@ -141,25 +135,25 @@ class CellRegistration:
         depths = (guesses.flatten().to(query, non_blocking=True) * slice_cm)[:, None, None]
         start = _at_depth(centers, depths)  # (L * Dq, 3, P)
         moved = torch.zeros_like(start)
-        own = list(range(len(query))) * len(guesses)
+        own = torch.arange(len(query), device=query.device).repeat(len(guesses))
+        every = torch.arange(len(own), device=query.device)
         shape = (len(guesses), len(query), 3, height, width)
         along = _gaussians(len(query), [sigma_mm / query_spacing for sigma_mm in self.smoothing_mm], query)
         down, across = (_gaussians(size, [sigma * size for sigma in self.smoothing], query) for size in (height, width))
-        steps = torch.arange(-reach, reach + 1)
+        steps = torch.arange(-reach, reach + 1, device=query.device)
         for slices, rows, columns in zip(along, down, across):
             here = start + moved
-            heights = here[:, 2].mean(dim=1).cpu()  # which slices are compared is decided here: the device is waited for
-            around = (heights / slice_cm).round().long()[:, None] + steps  # (L * Dq, K)
+            around = (here[:, 2].mean(dim=1) / slice_cm).round().long()[:, None] + steps  # (L * Dq, K)
             known = (around >= 0) & (around < len(support))
-            reached = known.any(dim=1).nonzero()[:, 0]
+            reached = known.any(dim=1)
             moved = moved.clone()
-            for part in reached.split(likeness.slices_a_pass(len(steps))):
+            # a GPU is not waited for, and compares what is nowhere on the support too
+            for part in (every if query.is_cuda else every[reached]).split(likeness.slices_a_pass(len(steps))):
                 index = around[part].clamp(0, len(support) - 1)
-                alike = likeness([own[i] for i in part.tolist()], index.tolist())  # (b, K, P, P)
-                there = part.to(query.device, non_blocking=True)
-                depth = (index * slice_cm).to(query, non_blocking=True)
-                mask = known[part].to(query, non_blocking=True)
-                moved[there] = self._pull(alike, here[there], axes, moments, depth, mask) - start[there]
+                alike = likeness(own[part], index)  # (b, K, P', P)
+                depth, mask = (index * slice_cm).to(query), known[part].to(query)
+                pulled = self._pull(alike, here[part], axes, moments, depth, mask) - start[part]
+                moved[part] = torch.where(reached[part, None, None], pulled, moved[part])
             field = rows @ moved.reshape(shape) @ columns.T
             moved = torch.einsum("st,ltchw->lschw", slices, field).flatten(0, 1).flatten(2)
         return moved.reshape(shape)
@@ -189,7 +183,7 @@ class CellRegistration:
 
 
 class _Likeness:
-    """Exponentials of the cosines of all cells of two slices, kept as long as there is room.
+    """Exponentials of the cosines of all cells of two slices, on a processor kept as long as there is room.
 
     Each of the query's cells has a factor of its own, by its most similar cell in the slices that were asked for first.
 
@@ -211,11 +205,22 @@ class _Likeness:
     def slices_a_pass(self, count: int) -> int:
         """How many of the query's slices are compared to ``count`` slices at once: as a processor's cache can hold."""
         self._room = max(self._room, count)
-        return max(1, min(64 if self.cells.is_cuda else 1, self._room // count))
+        return 64 if self.cells.is_cuda else 1
 
-    def __call__(self, slices: Sequence[int], index: Sequence[Sequence[int]]) -> Tensor:
-        """What belongs to ``b`` slices of the query and ``K`` of the support each: ``(b, K, P', P)``, which the next call overwrites."""
-        pairs = [(i, j) for i, row in zip(slices, index) for j in row]
+    def __call__(self, slices: Tensor, index: Tensor) -> Tensor:
+        """What belongs to ``b`` slices of the query and ``K`` of the support each: ``(b, K, P', P)``.
+
+        The next call overwrites it.
+
+        Args:
+            slices: ``(b,)``.
+            index: ``(b, K)``.
+        """
+        if self.cells.is_cuda:  # computed anew: to know what is there, the device would have to be waited for
+            products = self.targets[index] @ self.cells[slices][:, None]
+            products -= products.amax(dim=(1, 2), keepdim=True)
+            return products.mul_(self.temperature).clamp_(min=-80).exp_()
+        pairs = [(i, j) for i, row in zip(slices.tolist(), index.tolist()) for j in row]
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]
         if len(self._rows) + len(missing) > self._room:
             self._rows.clear()
@@ -225,42 +230,51 @@ class _Likeness:
             self._kept = self.cells.new_empty(self._room, cells, cells)
             self._given = self.cells.new_empty(len(pairs), cells, cells)
         if missing:
-            mine, theirs = (torch.tensor(side).to(self.cells.device, non_blocking=True) for side in zip(*missing))
-            first = len(self._rows)
-            part = self._kept[first : first + len(missing)]
-            torch.bmm(self.targets[theirs], self.cells[mine], out=part)
-            fresh = [number for number, (i, _) in enumerate(missing) if i not in self._seen]
-            if fresh:
-                self._seen.update(missing[number][0] for number in fresh)
-                new = torch.tensor(fresh).to(self.cells.device, non_blocking=True)
-                best = part[new].amax(dim=1)
-                self._peaks.scatter_reduce_(0, mine[new, None].expand_as(best), best, "amax")
-            part.sub_(self._peaks[mine][:, None]).mul_(self.temperature).clamp_(-80, 80).exp_()  # as floats can hold
-            self._rows.update({pair: first + number for number, pair in enumerate(missing)})
-        rows = torch.tensor([self._rows[pair] for pair in pairs]).to(self.cells.device, non_blocking=True)
+            self._add(missing)
+        rows = torch.tensor([self._rows[pair] for pair in pairs])
         given = self._given[: len(pairs)]  # fresh memory takes longer than the copy
         return torch.index_select(self._kept, 0, rows, out=given).unflatten(0, (len(slices), -1))
 
+    def _add(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Compute what belongs to pairs of slices."""
+        mine, theirs = (torch.tensor(side) for side in zip(*pairs))
+        first = len(self._rows)
+        part = self._kept[first : first + len(pairs)]
+        torch.bmm(self.targets[theirs], self.cells[mine], out=part)
+        fresh = [number for number, (i, _) in enumerate(pairs) if i not in self._seen]
+        if fresh:
+            self._seen.update(pairs[number][0] for number in fresh)
+            new = torch.tensor(fresh)
+            best = part[new].amax(dim=1)
+            self._peaks.scatter_reduce_(0, mine[new, None].expand_as(best), best, "amax")
+        part.sub_(self._peaks[mine][:, None]).mul_(self.temperature).clamp_(-80, 80).exp_()  # as floats can hold
+        self._rows.update({pair: first + number for number, pair in enumerate(pairs)})
 
-def registered_similarity(query: Tensor, support: Tensor, coordinates: Tensor, support_spacing: float) -> float:
+
+def registered_similarities(query: Tensor, support: Tensor, coordinates: Tensor, support_spacing: float) -> list[float]:
     """How similar a query's cells are to what lies at their coordinates on the support.
 
     Args:
         query: features ``(Dq, D, h, w)``.
         support: unit features ``(Ds, D, h, w)``.
-        coordinates: ``(Dq, 3, h, w)``, see :class:`CellRegistration`.
+        coordinates: by each of several registrations ``(L, Dq, 3, h, w)``, see :class:`CellRegistration`.
         support_spacing: distance of the support's slices in mm.
 
     Returns:
         Mean cosine, in -1..1, of the cells that lie on the support; -1 if none does.
     """
+    sums = [_cosines(query, support, each, support_spacing) for each in coordinates]
+    return [total / number if number else -1.0 for total, number in torch.stack(sums).tolist()]
+
+
+def _cosines(query: Tensor, support: Tensor, coordinates: Tensor, support_spacing: float) -> Tensor:
+    """Sum of the cosines of the cells on the support, and their number ``(2,)``."""
     count = len(support)
     depths = coordinates[:, 2] / (support_spacing / 10)
     on_support = (depths > -0.5) & (depths < count - 0.5)
     found = sample_coordinates(support, coordinates, support_spacing)
     cosine = F.cosine_similarity(query, found, dim=1)
-    total, number = torch.stack([torch.where(on_support, cosine, 0.0).sum(), on_support.sum()]).tolist()
-    return total / number if number else -1.0
+    return torch.stack([torch.where(on_support, cosine, 0.0).sum(), on_support.sum()])
 
 
 def sample_coordinates(support: Tensor, coordinates: Tensor, support_spacing: float) -> Tensor:

@@ -118,11 +118,7 @@ class FewShotInferer(Inferer):
     @torch.no_grad()
     @in_single_precision
     def __call__(
-        self,
-        inputs: Tensor,
-        network: nn.Module,
-        *args: Any,
-        support: Sequence[Mapping[str, Any]] | None = None,
+        self, inputs: Tensor, network: nn.Module, *args: Any, support: Sequence[Mapping[str, Any]] | None = None
     ) -> MetaTensor:
         """Segment one query.
 
@@ -199,7 +195,7 @@ class FewShotInferer(Inferer):
         encoded: Sequence[EncodedSupport],
         values: Sequence[int],
     ) -> Tensor:
-        """Competing scores ``(D, 1 + n, h, w)`` by scans on which a query lies; labels are smoothed as on ``encoded``."""
+        """Competing scores ``(D, 1 + n, h, w)`` by scans on which a query lies, smoothed as labels of ``encoded``."""
         scores, possible = self.fusion(network, query, placed, values, self.matching)
         return self._refine(network, query, scores, possible, True, self.fusion.widths_mm(encoded, values))
 
@@ -319,9 +315,7 @@ class FewShotInferer(Inferer):
         return upsample(scores, query.volume, self.upsampling, exclusive, widths, self.matching.slice_batch_size)
 
     @staticmethod
-    def _widths(
-        encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None = None
-    ) -> list[float]:
+    def _widths(encoded: Sequence[EncodedSupport], values: Sequence[int], num_chunks: int | None = None) -> list[float]:
         """Width of each label in pixels on the annotated slices of the support scans; 0 where none shows it."""
         widths = []
         for value in values:

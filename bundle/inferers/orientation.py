@@ -135,7 +135,10 @@ class MirrorCheck:
             **{axis: query.part(registered.turn, step, axis).features() for axis in (0, 1)},
         }
         return self.choose(
-            {axis: registration.on_maps(own, scan, slice_map, spacing_mm)[0].similarity for axis, own in features.items()}
+            {
+                axis: registration.on_maps(own, scan, slice_map, spacing_mm)[0].similarity
+                for axis, own in features.items()
+            }
         )
 
     def choose(self, similarities: Mapping[int, float]) -> int | None:

@@ -11,10 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..networks.blocks.prototypes import normalize
-from .cell_registration import CellRegistration, registered_similarity
+from .cell_registration import CellRegistration, registered_similarities
 from .scans import EncodedSupport, Registration, SupportSummary
 
-ALIGNMENT = {"candidates": 6, "apart": 1.5}  # of align_scans, which gives one candidate by default
+ALIGNMENT = {  # arguments of align_scans
+    "scales": [0.8, 0.9, 1.0, 1.1, 1.25],
+    "scale_penalty": 0.05,
+    "min_overlap": 0.5,
+    "overlap_penalty": 0.3,
+    "flip_margin": 0.1,
+    "candidates": 6,
+    "apart": 1.5,
+}
 
 
 class SliceRegistration:
@@ -25,7 +33,8 @@ class SliceRegistration:
     Args:
         num_slices: support slices that answer for a query slice.
         descriptor_cells: side of the grid over which a slice's features are averaged for the alignment.
-        alignment: arguments of :func:`align_scans`; ``None`` for :data:`ALIGNMENT`.
+        alignment: arguments of :func:`align_scans`, which has a default for what is not given; ``None`` for
+            :data:`ALIGNMENT`.
         trial_slices: slices of the query, evenly spread, on which several maps are tried.
         flip_penalty: by how much more similar its cells must be for a query to count as upside down.
         cells: finds where each query cell lies on the support; ``None`` to leave every cell in its place.
@@ -102,15 +111,12 @@ class SliceRegistration:
             return [Registration(self.nearest(positions, scan), None, 0.0, positions) for positions in maps]
         placed = self.cells(features, scan.features, maps, spacing_mm, scan.spacing_mm)
         heights = (placed[:, :, 2].flatten(2).mean(dim=2) / (scan.spacing_mm / 10)).cpu()
-        unit = normalize(scan.features, 1) if rate else None
+        similarities = [0.0] * len(maps)
+        if rate:
+            similarities = registered_similarities(features, normalize(scan.features, 1), placed, scan.spacing_mm)
         return [
-            Registration(
-                self.nearest(positions, scan),
-                coordinates,
-                0.0 if unit is None else registered_similarity(features, unit, coordinates, scan.spacing_mm),
-                positions,
-            )
-            for coordinates, positions in zip(placed, heights)
+            Registration(self.nearest(positions, scan), coordinates, similarity, positions)
+            for coordinates, positions, similarity in zip(placed, heights, similarities)
         ]
 
     def nearest(self, positions: Tensor, scan: EncodedSupport) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .scans import EncodedSupport
 
+
 @dataclass(frozen=True)
 class TruncatedStructures:
     """Labels that lie at an end of a scan, are small there and unsure.

@@ -36,7 +36,8 @@ class LargeComponents(Transform):
             return labels
         values = torch.as_tensor(labels).as_subclass(torch.Tensor).cpu().numpy().copy()
         for channel in values:
-            for value, box in enumerate(ndimage.find_objects(channel if channel.dtype.kind in "iu" else channel.astype(np.int64)), 1):
+            whole = channel if channel.dtype.kind in "iu" else channel.astype(np.int64)
+            for value, box in enumerate(ndimage.find_objects(whole), 1):
                 if box is None:
                     continue
                 part = channel[box]

@@ -34,12 +34,7 @@ STAGES = {  # arguments of each stage, with what they are where a test does not 
     "fusion": (ScanFusion, {"similarity_temperature": 0.1, "smoothing_mm": 0.0, "smoothing_share": 0.03}),
     "quality": (
         Quality,
-        {
-            "min_reverse_dice": 0.0,
-            "reverse_dice_discount": 0.0,
-            "truncated_structures": None,
-            "keep_similarity": False,
-        },
+        {"min_reverse_dice": 0.0, "reverse_dice_discount": 0.0, "truncated_structures": None, "keep_similarity": False},
     ),
     "known_extents": (KnownExtents, {"atlas_fallback": None}),
 }

@@ -378,7 +378,8 @@ def test_a_turned_query_is_found_within_known_extents_too():
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=inferer.registration.cells)
+    cells = inferer.registration.cells
+    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=cells)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -614,9 +615,13 @@ def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(fli
 def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     sizes = []
-    rate = slice_registration.registered_similarity
+    rate = slice_registration.registered_similarities
     monkeypatch.setattr(
-        slice_registration, "registered_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
+        slice_registration,
+        "registered_similarities",
+        lambda query, support, placed, spacing_mm: (
+            sizes.extend([len(query)] * len(placed)) or rate(query, support, placed, spacing_mm)
+        ),
     )
     inferer = given(scan, registration=CellRegistration([], []), trial_slices=trial_slices, alignment={"candidates": 3})
     found, _ = segment(inferer, CountingNetwork(), query_of(noise(0)))

@@ -85,9 +85,10 @@ def test_windows_follow_the_labels_of_all_supports():
     for used, expected in (([0], [6, 4]), ([1], [2, 4]), ([0, 1], [4, 4])):
         inferer.set_support([scans[index] for index in used])
         for num_chunks in (None, 3):
-            widths = inferer._widths(inferer.support_encoder.encode_all(network, inferer.registration), [1, 3], num_chunks)
+            encoded = inferer.support_encoder.encode_all(network, inferer.registration)
+            widths = inferer._widths(encoded, [1, 3], num_chunks)
             assert [upsampling.radius(width) for width in widths] == expected
-    assert inferer._widths(inferer.support_encoder.encode_all(network, inferer.registration), [7], None) == [0]  # no scan shows it
+    assert inferer._widths(encoded, [7]) == [0]  # no scan shows it
     assert GuidedUpsampling(radius_px=3, share=0.25).radius(40.0) == 3
     assert inferer(query_of(noise(0)), network).shape == (1, 3, 64, 64, 10)
 
