@@ -57,6 +57,7 @@ class Cache:
                     if self._kept.get(key) is future:
                         del self._kept[key]
                 future.set_exception(error)
+                raise
         return future.result()
 
     def clear(self) -> None:
