@@ -45,18 +45,20 @@ class TruncatedStructures:
         Returns:
             ``(n,)`` booleans.
         """
-        found = torch.zeros(len(values), dtype=torch.bool, device=scores.device)
-        ends = torch.cat([scores[:1], scores[-1:]]).max(dim=1).indices.unique().tolist()
-        for channel in ends:
-            if channel == 0:
-                continue
-            shown = [volume for scan in scans if (volume := scan.volume(values[channel - 1], len(scores) * spacing_mm))]
-            usual = sum(shown) / max(len(shown), 1) / spacing_mm * scores[0, 0].numel()
-            size, total = 0, 0.0
-            for part in scores.split(batch_size):
-                own = part[:, channel]
-                won = part.max(dim=1).indices == channel
-                others = torch.cat([part[:, :channel], part[:, channel + 1 :]], dim=1).amax(dim=1)
-                size, total = size + won.sum(), total + (own - others)[won].sum()
-            found[channel - 1] = (size < self.share * usual) & (total < self.margin * size)
-        return found
+        count = 1 + len(values)
+        ends = torch.cat([scores[:1], scores[-1:]]).max(dim=1).indices.flatten().bincount(minlength=count)[1:] > 0
+        if not ends.any():
+            return ends
+        sizes, totals = scores.new_zeros(count), scores.new_zeros(count)
+        for part in scores.split(batch_size):
+            best, winner = part.max(dim=1)
+            second = part.scatter(1, winner[:, None], -torch.inf).amax(dim=1)
+            sizes += winner.flatten().bincount(minlength=count)
+            totals += winner.flatten().bincount((best - second).flatten(), minlength=count)
+        length_mm, pixels = len(scores) * spacing_mm, scores[0, 0].numel()
+        usual = []
+        for value in values:
+            shown = [volume for scan in scans if (volume := scan.volume(value, length_mm)) > 0]
+            usual.append(sum(shown) / max(len(shown), 1) / spacing_mm * pixels)
+        small = sizes[1:] < self.share * torch.tensor(usual).to(sizes)
+        return ends & small & (totals[1:] < self.margin * sizes[1:])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scores import ABSENT, margins
+from .scores import ABSENT
 
 
 @dataclass(frozen=True)
@@ -60,41 +60,56 @@ class GuidedUpsampling:
         radii = [self.radius(width) for width in widths]
         if not any(radii):
             return scores
-        rows, columns = self._unsure(scores, 3 * max(radii)) if exclusive else (slice(None), slice(None))
-        inside, reach = scores[..., rows, columns], self.score_reach
-        guide = (images[:, :1, rows, columns] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
-        margin = margins(inside) if exclusive else inside
-        absent = margin < ABSENT / 2
-        filtered = margin.clamp(-reach, reach)
-        each = [max(radii), *radii] if exclusive else radii
-        for radius in sorted(set(each) - {0}):
-            same = [row for row, own in enumerate(each) if own == radius]
+        guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
+        if exclusive:
+            return self._filter_margins(scores, guide, radii)
+        absent = scores < ABSENT / 2
+        filtered = scores.clamp(-self.score_reach, self.score_reach)
+        for radius in sorted(set(radii) - {0}):
+            same = [row for row, own in enumerate(radii) if own == radius]
             filtered[:, same] = guided_filter(filtered[:, same], guide, radius, self.epsilon)
-        filtered.masked_fill_(absent, ABSENT)
-        if not exclusive:
-            return filtered
-        # a wide window leaves too much background where a small structure is
-        filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
-        if inside.shape == scores.shape:
-            return filtered
-        out = torch.where(scores[..., :1, :1] < ABSENT / 2, ABSENT, -reach).repeat(1, 1, *scores.shape[2:])
-        out[:, 0] = reach
-        out[..., rows, columns] = filtered
+        return filtered.masked_fill_(absent, ABSENT)
+
+    def _filter_margins(self, scores: Tensor, guide: Tensor, radii: Sequence[int]) -> Tensor:
+        """Filter what each class wins by, the background's with the widest window, each where it is not clear."""
+        best, winner = scores.max(dim=1)
+        second = scores.scatter(1, winner[:, None], -torch.inf).amax(dim=1)
+        absent = scores[:, :, :1, :1] < ABSENT / 2  # a class can appear in a slice or not
+        out = torch.where(absent, ABSENT, -self.score_reach).repeat(1, 1, *scores.shape[2:])
+        top = torch.full_like(best, -self.score_reach)
+        near = (scores[:, 1:] > scores[:, :1] - self.score_reach).any(dim=0)  # (n, H, W)
+        boxes = _boxes(torch.cat([near.any(dim=0, keepdim=True), near]), [3 * radius for radius in (max(radii), *radii)])
+        for channel in [*range(1, scores.shape[1]), 0]:
+            radius = radii[channel - 1] if channel else max(radii)
+            box = boxes[channel]
+            own, won = scores[:, channel][box], winner[box] == channel
+            margin = torch.where(won, own - second[box], own - best[box])
+            lost = margin < ABSENT / 2
+            found = margin.clamp(-self.score_reach, self.score_reach)
+            if radius > 0:
+                found = guided_filter(found[:, None], guide[:, 0][box][:, None], radius, self.epsilon)[:, 0]
+            if channel:
+                top[box] = torch.maximum(top[box], found)
+                out[:, channel][box] = found.masked_fill(lost, ABSENT)
+            else:  # a wide window leaves too much background where a small structure is
+                out[:, 0] = self.score_reach
+                out[:, 0][box] = torch.minimum(found, -top[box])
         return out
 
-    def _unsure(self, scores: Tensor, around: int) -> tuple[slice, slice]:
-        """Rows and columns beyond which the background wins by so much that a filter changes nothing.
 
-        Args:
-            scores: competing scores ``(D, n, H, W)``, the background first.
-            around: pixels that a filter reaches.
-        """
-        found = (scores[:, 1:].amax(dim=1) > scores[:, 0] - self.score_reach).any(dim=0)
-        box = []
-        for shown in (found.any(dim=1).cpu(), found.any(dim=0).cpu()):
-            inside = shown.nonzero()[:, 0].tolist() or [0]
-            box.append(slice(max(0, inside[0] - around), inside[-1] + 1 + around))
-        return box[0], box[1]
+def _boxes(shown: Tensor, around: Sequence[int]) -> list[tuple[slice, slice, slice]]:
+    """Of each mask ``(n, H, W)`` all slices, and the rows and columns that it reaches with so many pixels around."""
+    spans = []
+    for profile, size in ((shown.any(dim=2), shown.shape[1]), (shown.any(dim=1), shown.shape[2])):
+        steps = torch.arange(size, device=shown.device)
+        low = torch.where(profile, steps, size).amin(dim=1)
+        spans.append(torch.stack([low, torch.where(profile, steps, -1).amax(dim=1)], dim=1))
+    every = slice(None)
+    boxes = []
+    for (top, bottom, left, right), pixels in zip(torch.cat(spans, dim=1).tolist(), around):
+        rows, columns = (slice(max(0, a - pixels), max(b, a - 1) + 1 + pixels) for a, b in ((top, bottom), (left, right)))
+        boxes.append((every, rows, columns) if bottom >= 0 else (every, slice(0, 1), slice(0, 1)))
+    return boxes
 
 
 def upsample(

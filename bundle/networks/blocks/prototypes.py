@@ -214,26 +214,34 @@ def match_cells(
     """
     left, right, away = similarity_factors(query, vectors, temperature, places, cells)
     batch, height, width = query.shape[0], query.shape[2], query.shape[3]
-    scores = torch.zeros([batch, valid.shape[1], height * width], dtype=left.dtype, device=left.device)
-    squares: List[Tensor] = []
     numbers = torch.arange(height * width, device=left.device).reshape(height, width)
+    squares: List[Tensor] = []
     for top in range(0, height, side):
         for first in range(0, width, side):
             squares.append(numbers[top : top + side, first : first + side].flatten())
+    order = torch.cat(squares)
+    sizes = [len(square) for square in squares]
+    scores = torch.zeros([batch, valid.shape[1], height * width], dtype=left.dtype, device=left.device)
     for index in range(batch):
         speaking = valid[index].any(dim=0).nonzero()[:, 0]
-        mine, spoken = left[index, speaking], valid[index][:, speaking]
+        if len(speaking) == 0:
+            continue
+        mine, spoken = left[index].index_select(0, speaking), valid[index].index_select(1, speaking)
         near = torch.ones([len(squares), len(speaking)], dtype=torch.bool, device=left.device)
-        if places is not None and cells is not None and len(speaking) > 0:
+        if places is not None and cells is not None:
             own_cells, own_places = cells[min(index, len(cells) - 1)], places[min(index, len(places) - 1), speaking]
             low = torch.stack([own_cells[square].amin(dim=0) for square in squares])[:, None]
             high = torch.stack([own_cells[square].amax(dim=0) for square in squares])[:, None]
             gap = ((own_places - high).clamp(min=0) + (low - own_places).clamp(min=0)).square().sum(dim=2)
             near = near_prototypes(gap, spoken, reach)
-        for number, square in enumerate(squares):
+        known, shares = spoken.any(dim=1), spoken.to(left.dtype)
+        found: List[Tensor] = []
+        for number, part in enumerate(right[index].index_select(1, order).split(sizes, dim=1)):
             rows = near[number].nonzero()[:, 0]
-            similar = mine[rows] @ right[index][:, square] - away[min(index, len(away) - 1)][:, square]
-            scores[index][:, square] = match_prototypes(similar[None], spoken[None][:, :, rows])[0]
+            similar = (mine.index_select(0, rows) @ part)[None]
+            found.append(match_prototypes(similar, shares.index_select(1, rows)[None])[0])
+        found_scores = torch.cat(found, dim=1) - known[:, None] * away[min(index, len(away) - 1)].index_select(1, order)
+        scores[index].index_copy_(1, order, found_scores)
     return scores
 
 
