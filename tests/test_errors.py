@@ -57,7 +57,7 @@ def test_one_line_is_all_that_a_user_sees(tmp_path, body, line):
 
 
 def test_what_is_installed_into_the_folder_of_the_bundle_is_not_its_own_code(tmp_path):
-    library = f"exec(compile('def call(fail):\\n try: fail()\\n except Exception as e: raise RuntimeError(1) from e', "
+    library = "exec(compile('def call(fail):\\n try: fail()\\n except Exception as e: raise RuntimeError(1) from e', "
     library += f"{str(ROOT / '.venv/lib/monai/config.py')!r}, 'exec'))"
     done = run(f"{library}\ncall(lambda: wrap(refuse))", tmp_path)
     assert re.fullmatch(r"error: a.nii.gz: label values must be whole numbers .*\n", done.stderr), done.stderr
