@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..grid import fits, place_label
 from .formats import Segment, read_layers, read_segments
+from .names import is_label_name
 from .read import read_dicom
 
 WHOLE_TOLERANCE = 0.01  # by which a label value may differ from a whole number: scaled labels are saved so
@@ -57,6 +59,11 @@ def look_at(path: Path) -> Look:
         return Look()
     kind, values, count = judge(volume.array)
     return Look("label" if segments else kind, volume.array.shape[:3], volume.affine, values, segments, count)
+
+
+def is_label_map(path: str | os.PathLike) -> bool:
+    """Whether a file is a label map, by its name or its voxels."""
+    return is_label_name(os.path.basename(path)) or look_at(Path(path)).kind == "label"
 
 
 def judge(array: np.ndarray) -> tuple[str, tuple[int, ...], int]:
