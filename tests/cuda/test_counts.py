@@ -27,8 +27,6 @@ def default_inferer(device, **settings):
 @pytest.mark.parametrize(
     ("settings", "launches", "waits"),
     [({}, 4400, 40), ({"registration": None, "refinement": None, "upsampling": None}, 1420, 22)],
-||||||| e2c9b93
-    [({}, 5100, 45), ({"registration": None, "refinement": None, "upsampling": None}, 1460, 25)],
     ids=["whole default", "matching alone"],
 )
 def test_ten_slices(device, settings, launches, waits):
