@@ -71,8 +71,8 @@ def _read(path: Path) -> str:
 class MemoryCheck:
     """Raises before a query is segmented if its scores would take more memory than there is.
 
-    One number a voxel and label is kept, in the network's frame and then on the query's own grid, the background
-    counted as a label.
+    One number a voxel and label is kept in the network's frame, the background counted as a label; on the query's own
+    grid it is made part by part, unless a config wants masks of all labels there.
 
     Args:
         image_size: rows and columns of the frame.
@@ -90,9 +90,9 @@ class MemoryCheck:
         device: torch.device | str = "cpu",
         confidence: bool = False,
         share: float = 0.9,
-        frame_copies: float = 2.0,
-        grid_copies: float = 1.25,
-        confidence_copies: float = 3.0,
+        frame_copies: float = 1.25,
+        grid_copies: float = 0.0,
+        confidence_copies: float = 0.0,
     ) -> None:
         self.image_size = tuple(image_size)
         self._device = device

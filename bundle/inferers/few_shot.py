@@ -29,7 +29,7 @@ from .refinement import SelfSupportRefinement
 from .scans import EncodedQuery, EncodedSupport, ExtentMatch, Registration
 from .slice_registration import SliceRegistration
 from .support_encoder import SupportEncoder
-from .upsampling import GuidedUpsampling, upsample
+from .upsampling import GuidedUpsampling, slices_a_pass, upsample
 
 Placed = list[tuple[EncodedSupport, Registration]]
 
@@ -175,7 +175,7 @@ class FewShotInferer(Inferer):
             reverse_dice,
             query.spacing_mm,
             0.0 if completion is None else completion.discount,
-            self.matching.slice_batch_size,
+            slices_a_pass(scores.shape[1], query.volume, self.matching.slice_batch_size),
         )
         similarity = self._similarity(
             query, [(scan, found.support_index, found.turn) for scan, found in placed], values

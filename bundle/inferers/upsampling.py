@@ -128,16 +128,29 @@ def upsample(
         guided: fits them to the images; ``None`` for nothing.
         exclusive: see :class:`GuidedUpsampling`.
         widths: see there.
-        batch_size: slices at a time.
+        batch_size: slices at a time, or fewer, see :func:`slices_a_pass`.
 
     Returns:
         ``(D, n, H, W)``.
     """
+    batch_size = slices_a_pass(scores.shape[1], images, batch_size)
     out = scores.new_empty(*scores.shape[:2], *images.shape[-2:])
     for part, below, place in zip(scores.split(batch_size), images.split(batch_size), out.split(batch_size)):
         fine = F.interpolate(part, size=below.shape[-2:], mode="bilinear", align_corners=False)
         place.copy_(fine if guided is None else guided(fine, below, exclusive, widths))
     return out
+
+
+def slices_a_pass(channels: int, images: Tensor, batch_size: int, numbers: int = 2**25) -> int:
+    """How many slices are worked on at once, so that memory does not grow with the labels either.
+
+    Args:
+        channels: scores a pixel.
+        images: slices ``(D, C, H, W)``.
+        batch_size: at most so many.
+        numbers: scores at once.
+    """
+    return max(1, min(batch_size, numbers // (channels * images.shape[-2] * images.shape[-1])))
 
 
 def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
