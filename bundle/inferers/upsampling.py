@@ -78,7 +78,8 @@ class GuidedUpsampling:
         out = torch.where(absent, ABSENT, -self.score_reach).repeat(1, 1, *scores.shape[2:])
         top = torch.full_like(best, -self.score_reach)
         near = (scores[:, 1:] > scores[:, :1] - self.score_reach).any(dim=0)  # (n, H, W)
-        boxes = _boxes(torch.cat([near.any(dim=0, keepdim=True), near]), [3 * radius for radius in (max(radii), *radii)])
+        around = [3 * radius for radius in (max(radii), *radii)]
+        boxes = _boxes(torch.cat([near.any(dim=0, keepdim=True), near]), around)
         for channel in [*range(1, scores.shape[1]), 0]:
             radius = radii[channel - 1] if channel else max(radii)
             box = boxes[channel]
@@ -107,7 +108,8 @@ def _boxes(shown: Tensor, around: Sequence[int]) -> list[tuple[slice, slice, sli
     every = slice(None)
     boxes = []
     for (top, bottom, left, right), pixels in zip(torch.cat(spans, dim=1).tolist(), around):
-        rows, columns = (slice(max(0, a - pixels), max(b, a - 1) + 1 + pixels) for a, b in ((top, bottom), (left, right)))
+        rows = slice(max(0, top - pixels), bottom + 1 + pixels)
+        columns = slice(max(0, left - pixels), right + 1 + pixels)
         boxes.append((every, rows, columns) if bottom >= 0 else (every, slice(0, 1), slice(0, 1)))
     return boxes
 
