@@ -104,9 +104,11 @@ def prepare_dataset(
     if len({record["modality"] for record in cases}) > 1:
         notes.append("CT and MR in one folder: they need different settings, so prepare each into a folder of its own")
     sources = {case.name: case for case in found.cases}
+    shared = Counter(case.image for case in found.cases)
     for record in cases:
         case = sources[record["case"]]
-        record["image"] = _below(src, case.image)
+        title = f" {case.series.title}" if case.series is not None and shared[case.image] > 1 else ""
+        record["image"] = _below(src, case.image) + title
         record["label"] = None if case.label is None else _below(src, case.label)
     summary = {
         "recipe": kind,
@@ -221,6 +223,8 @@ def _fingerprint(case: Case, recipe: Recipe, options: Options) -> str:
     for source in (case.image, *labels):
         if source is not None:
             files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
+            if source == case.image and case.series is not None:
+                files = case.series.files
             parts.append([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
     return hashlib.sha1(repr(parts).encode()).hexdigest()
 
