@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say: which hold slices of a scan and where these lie, which a label, which neither."""
+"""What the headers of DICOM files say: which hold slices of a scan and where they lie, which a label, which neither."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from .formats import COMPANIONS, PICTURE_SUFFIXES, first_line, scan_suffix
 
 pydicom, HAS_PYDICOM = optional_import("pydicom")
 
-NEEDS_PYDICOM = 'DICOM needs pydicom: pip install pydicom highdicom, or the extra of this package, pip install ".[dicom]"'
+NEEDS_PYDICOM = (
+    'DICOM needs pydicom: pip install pydicom highdicom, or the extra of this package, pip install ".[dicom]"'
+)
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")  # of files that mean to be DICOM
 TEXT_SUFFIXES = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", ".zip", ".gz", ".pdf", ".xml", ".html")
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segments, label maps
@@ -156,7 +158,8 @@ def read_header(path: Path) -> Header:
 
 
 def _header(path: Path, data: Any) -> Header:
-    kind, frames, reason = "", (), ""
+    kind, reason = "", ""
+    frames: tuple[Frame, ...] = ()
     sop = str(data.get("SOPClassUID", ""))
     if sop in (*SEGMENTATIONS, STRUCTURE_SET):
         kind = "label"
@@ -175,7 +178,7 @@ def _header(path: Path, data: Any) -> Header:
         path,
         kind,
         reason,
-        frames if kind == "image" else (),
+        frames,
         instance=_text(data, "SOPInstanceUID"),
         patient=_text(data, "PatientID"),
         study=_text(data, "StudyInstanceUID"),
@@ -239,7 +242,7 @@ def _groups(item: Any) -> list[Any]:
 
 
 def _first(sources: list[Any], name: str, data: Any = None) -> Any:
-    """The value of an attribute in the last data set that has it: what is said of a frame goes before what is shared."""
+    """The value of an attribute in the last data set that has it: what a frame says goes before what is shared."""
     found = (each.get(name) for each in reversed(sources) if name in each)
     return next((value for value in found if value is not None), None if data is None else data.get(name))
 
@@ -286,4 +289,4 @@ def _segments(data: Any) -> tuple[tuple[int, str], ...]:
         (int(item.ROINumber), str(item.get("ROIName") or "").strip())
         for item in data.get("StructureSetROISequence") or []
     ]
-    return tuple((number, name or f"segment {number}") for number, name in found)
+    return tuple((number, name or f"segment {number}") for number, name in found if number > 0)  # 0 is background

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from skimage.draw import polygon
 
-from .dicom_frames import NEEDS_PYDICOM, STRUCTURE_SET, HAS_PYDICOM, functional_groups, pydicom, read_header
+from .dicom_frames import HAS_PYDICOM, NEEDS_PYDICOM, STRUCTURE_SET, functional_groups, pydicom, read_header
 from .dicom_volume import decode
 from .formats import Segment, first_line
 from .volume import Volume

@@ -157,10 +157,9 @@ def _volumes(group: Sequence[Header], aside: list[tuple[Path, str]]) -> list[Ser
     stacks = _split(frames, _same_grid)
     stacks.sort(key=len, reverse=True)
     planes = _split([stack[0] for stack in stacks], _same_plane)
-    largest, rest = stacks[:1], stacks[1:]
-    others = sum(len(stack) for stack in rest)
-    kept = list(largest)
-    if len(planes) > 2 and len(stacks[0]) < 3 * others:
+    kept, rest = stacks[:1], stacks[1:]
+    few = [len(stack) <= FEW_SLICES for stack in stacks]
+    if len(planes) > 1 and (few[0] or (len(planes) > 2 and not few[1])):
         text = f"a localizer: the {len(frames)} images of its series lie in {len(planes)} planes"
         aside += [(path, text) for path in dict.fromkeys(frame.path for frame in frames)]
         return []
@@ -316,3 +315,21 @@ def _common(paths: Sequence[Path]) -> Path:
     while any(folder not in path.parents for path in paths):
         folder = folder.parent
     return folder
+
+
+def dicom_files_below(folder: Path) -> list[Path]:
+    """The DICOM files in a folder and in those below it."""
+    places = [folder, *(place for place in folder.rglob("*") if place.is_dir())]
+    return [path for place in places for path in dicom_files(place)]
+
+
+def series_of(found: Findings, uid: str, mark: str) -> Series:
+    """The series of an identifier and mark.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    for series in found.series:
+        if (series.header.series, series.mark) == (uid, mark):
+            return series
+    raise ValueError(f"series {uid} {mark}".rstrip() + " is not in its files any more; prepare the data set again")

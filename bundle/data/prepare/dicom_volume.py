@@ -99,7 +99,8 @@ def read_series(series: Series) -> tuple[Volume, list[str]]:
     notes = [f"{series.folder.name}: {note}" for note in series.notes]
     slices: list[np.ndarray] = []
     path: Path | None = None
-    data, pixels, groups = None, np.empty(0), []
+    data: Any = None
+    pixels, groups = np.empty(0), []
     inverted = False
     for frame in series.frames:
         if frame.path != path:
@@ -199,5 +200,3 @@ def _tilt(series: Series) -> str:
     if degrees < TILT_DEGREES:
         return ""
     return f"the gantry is tilted by {degrees:.1f} degrees; the affine of the result says so, voxels stay as they are"
-
-

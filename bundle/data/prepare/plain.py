@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..label_table import SUFFIXES as TABLE_SUFFIXES
 from .dicom_frames import HAS_PYDICOM, Header, dicom_files, is_dicom
 from .dicom_series import Series, find_series
 from .formats import file_stem, is_companion, natural_key, scan_files, scan_suffix, why_not_read
@@ -52,7 +53,7 @@ class Item:
             return []
         header = self.series.header
         names = [header.series, header.study, f"{header.patient} {header.number}" * bool(header.number), header.patient]
-        return [words for words in map(split_words, names) if words]
+        return [words for words in (split_words(_word(name)) for name in names) if words]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
         expected = image.path.with_name(_expected(image))
         case = Case(title, image.path, expected_label=expected, series=image.series)
         labelled.append(Labelled(case, _choose_labels(image, pairs[image.relative], aside)))
+    labelled += [
+        Labelled(replace(case, label=None), [(case.label, "", look_at(case.label))])
+        for case in cases
+        if case.label is not None
+    ]
+    cases = [case for case in cases if case.label is None]
     cases += [item.case for item in labelled if not item.labels]
     numbered, names = number_structures([item for item in labelled if item.labels], notes)
     return Found(sorted(cases + numbered, key=lambda c: natural_key(c.name)), names, notes, "plain folder", aside)
@@ -183,7 +190,8 @@ def _is_text(path: Path) -> bool:
     """Whether a file is part of a volume or a list beside the scans, of which nobody expects a scan."""
     if path.name.upper() == "DICOMDIR":
         return True
-    return is_companion(path) or path.suffix.lower() in (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec")
+    suffixes = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", *TABLE_SUFFIXES)
+    return is_companion(path) or path.suffix.lower() in suffixes
 
 
 def _freesurfer(
