@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 
 from ..atomic import write_json
 from ..keys import CONFIDENCE, PRED
+from ..measurements import measure_labels, read_intensities
 from ..quality import describe_quality, label_name
 from .cases import case_file, check_keys, iteration_cases, scan_name
 
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 class CaseQuality:
     """Writes ``output_dir/<case>/<case>_quality.json``: how much of each label there is, and how sure it is.
 
-    ``volume_ml`` is there for each label that was looked for, 0 where it was not found.
+    ``volume_ml``, ``extent_mm`` and ``mean_intensity`` are there for each label that was looked for, see
+    :func:`measure_labels`; the last one if the scan's file is there.
     ``support_similarity``, in -1..1, and ``reverse_dice``, in 0..1 for each label, are there if the prediction's meta
     data have them, see :class:`FewShotInferer`. Labels whose reverse Dice is low are named in ``warning`` and in one
     line of the log; ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted
@@ -85,14 +87,14 @@ class CaseQuality:
     def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
         """Content of the file."""
         found = describe_quality(prediction, self.names, self.warn_reverse_dice_below, self.warn_similarity_below)
-        labels = prediction.as_subclass(torch.Tensor).cpu()
+        labels = prediction.as_subclass(torch.Tensor).cpu().numpy()[0]
         known = prediction.meta.get("label_values")
-        values = [v for v in labels.unique().tolist() if v > 0] if known is None else np.asarray(known).ravel().tolist()
-        voxel_ml = abs(float(np.linalg.det(np.asarray(prediction.affine, dtype=np.float64)[:3, :3]))) / 1000
-        inside = {label_name(int(value), self.names): labels == int(value) for value in values}
-        found["volume_ml"] = {name: round(int(mask.sum()) * voxel_ml, 4) for name, mask in inside.items()}
+        values = np.unique(labels[labels > 0]) if known is None else np.asarray(known).ravel()
+        inside = {label_name(value, self.names): labels == value for value in map(int, values)}
+        image = read_intensities(str(prediction.meta.get("filename_or_obj", "")), labels.shape)
+        found |= measure_labels(inside, np.asarray(prediction.affine), image)
         if confidence is not None:
-            percent = confidence.as_subclass(torch.Tensor).cpu().float()
+            percent = confidence.as_subclass(torch.Tensor).cpu().float().numpy()[0]
             found["confidence"] = {
                 name: round(float(percent[mask].mean()), 2) if mask.any() else None for name, mask in inside.items()
             }

@@ -80,6 +80,7 @@ class ViewerFiles:
         """Write the segmentation of one case; ``None`` if the scan was no DICOM or it could not be written."""
         label_file = case_file(self.output_dir, prediction, f"{self.postfix}.nii.gz")
         values = {*self.names, *np.unique(np.asarray(prediction)).astype(int).tolist()}
+        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
         try:
             written = write_case_seg(label_file, self.dataset_dir, self.names, label_colors(values))
         except Exception as error:  # highdicom raises whatever an odd header leads to; the label map is there

@@ -346,3 +346,10 @@ def test_data_set_of_dicom(tmp_path, study):
     summary = prepare(tmp_path)
     assert cases(summary) == {"a": ("imagesTr/a/", "labelsTr/a.dcm"), "b": ("imagesTs/b/", None)}
     assert np.array_equal(voxels(tmp_path, "a", "labels"), as_stored((label == 1).astype(int)))
+
+
+def test_numbered_folders_of_a_medium_do_not_name_a_case(tmp_path, study):
+    (tmp_path / "src/PA000/ST000").mkdir(parents=True)
+    study[0].parent.rename(tmp_path / "src/PA000/ST000/SE004")
+    summary = prepare(tmp_path)
+    assert cases(summary) == {"P1_4_T2_ax": ("PA000/ST000/SE004/", None)}

@@ -24,6 +24,7 @@ from .structures import Labelled, number_structures
 
 FREESURFER_IMAGES = ("t1", "orig", "nu", "norm", "brain")  # of one scan, the most useful first
 FREESURFER_LABELS = ("aseg", "aparc+aseg")
+MEDIUM_FOLDER = re.compile(r"(?i)(pa|pat|st|stu|study|se|ser|series)?[\d.]+")  # tells nothing of what is in it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
 
 def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str]:
     """A name for each case, unlike all others also where letter case does not count."""
-    titles = [case_title(i.relative) or case_title(Path(src.resolve().name)) for i in images]
+    titles = [_medium_title(src, i) or case_title(i.relative) or case_title(Path(src.resolve().name)) for i in images]
     often = Counter(title.lower() for title in [*titles, *taken])
     whole = [re.sub(r"[^\w.-]+", "_", "_".join([*i.relative.parts[:-1], file_stem(i.relative)])) for i in images]
     titles = [title if often[title.lower()] == 1 else long or title for title, long in zip(titles, whole)]
@@ -117,6 +118,14 @@ def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str
         if counts[title.lower()] > 1:
             titles[index] = f"{title}_{counts[title.lower()]}"
     return titles
+
+
+def _medium_title(src: Path, item: Item) -> str:
+    """Patient, number and description of a series whose folders are numbered as on a medium, ``PA000/ST000/SE001``."""
+    folders = item.path.relative_to(src).parts
+    if item.series is None or not folders or not all(map(MEDIUM_FOLDER.fullmatch, folders)):
+        return ""
+    return "_".join(word for word in (_word(item.series.header.patient), item.series.title) if word)
 
 
 def holds_scans(src: Path) -> bool:
