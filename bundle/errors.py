@@ -19,6 +19,7 @@ from types import TracebackType
 SHOW_TRACEBACK = "ALPNET_TRACEBACK"  # environment variable: 1 prints the traceback above the line
 LOG = "error.log"
 ROOT = Path(__file__).resolve().parent.parent
+OWN = (ROOT / "bundle", ROOT / "scripts")  # not all of the folder: an environment may lie in it
 ONE_RUN_S = 120.0  # processes of one run fail within this time of each other
 
 
@@ -37,7 +38,7 @@ def is_refusal(error: BaseException) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or ROOT not in Path(last.tb_frame.f_code.co_filename).parents:
+    if last is None or not _is_own(last.tb_frame.f_code.co_filename):
         return False
     return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
@@ -59,7 +60,7 @@ def is_expected(error: BaseException) -> bool:
     """Whether the line alone tells a user what to do: input that was refused, a file, the memory; otherwise a bug."""
     cause = told_cause(error)
     carried = re.findall(r'File "([^"]+)", line', str(cause))  # of an exception that came from another process
-    ours = bool(carried) and ROOT in Path(carried[-1]).parents
+    ours = bool(carried) and _is_own(carried[-1])
     return ours or is_refusal(cause) or isinstance(cause, (OSError, MemoryError))
 
 
@@ -93,6 +94,11 @@ def explain_errors(output_dir: str | os.PathLike | None = None) -> None:
         print(line, file=sys.stderr, flush=True)
 
     sys.excepthook = hook
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file of code is this bundle's."""
+    return not {*OWN}.isdisjoint(Path(file).parents)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

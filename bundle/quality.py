@@ -17,6 +17,11 @@ def label_name(value: int, names: Mapping[int, str]) -> str:
     return names.get(value, f"label {value}")
 
 
+def format_ml(volume_ml: float) -> str:
+    """A volume in milliliters: three digits at least, no exponent."""
+    return f"{volume_ml:.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
+
+
 def describe_quality(
     prediction: MetaTensor, names: Mapping[int, str], warn_reverse_dice_below: float, warn_similarity_below: float
 ) -> dict[str, Any]:

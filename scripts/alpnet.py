@@ -147,7 +147,7 @@ def _segment(options: argparse.Namespace) -> dict[str, Any]:
     support = [{"image": image, "label": label} for image, label in options.support]
     if support:
         made["support"] = support
-        own = {os.path.realpath(entry["image"]) for entry in support}
+        own = {os.path.realpath(file) for entry in support for file in entry.values()}
         made["datalist"] = [{"image": scan} for scan in _list_scans(options.scans, own)]
         made["dataset_dir"] = _folder_of_names(support[0]["label"])
     elif len(options.scans) == 1 and Path(options.scans[0]).is_dir():
@@ -182,19 +182,25 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _list_scans(paths: Sequence[str], support: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
-    """Files as they are; of folders their NIfTI files, those of a data set in ``imagesTs`` or ``imagesTr``.
+    """Files as they are; of folders their scans, those of a data set in ``imagesTs`` or ``imagesTr``.
 
     Args:
         paths: files and folders.
-        support: real paths of labelled scans, which are left out of folders.
+        support: real paths of labelled scans and their labels, which are left out of folders.
     """
     from bundle.data.datalist import list_images
+    from bundle.data.prepare import is_label_map
 
     scans: list[str] = []
     for path in paths:
         folder = next((Path(path, name) for name in ("imagesTs", "imagesTr") if Path(path, name).is_dir()), Path(path))
         if folder.is_dir():
             found = [image for image in list_images(folder) if os.path.realpath(image) not in support]
+            labels = {image for image in found if folder == Path(path) and is_label_map(image)}
+            if labels:
+                names = ", ".join(os.path.basename(label) for label in sorted(labels))
+                print(f"left aside as label maps: {names}; give the file itself to segment it")
+            found = [image for image in found if image not in labels]
             if not found:
                 raise ValueError(f"{folder}: no scans to segment; give NIfTI files, or use alpnet prepare for others")
             scans += found

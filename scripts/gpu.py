@@ -231,7 +231,10 @@ def fold(place: Place) -> list[Row]:
     accuracy(place.dataset_dir, str(folder), overrides={**place.overrides, "device": place.device}, **settings)
     seconds = time.perf_counter() - started
     run = folder / "setting1" / "fold0_seed0"
-    settings |= {"weights": str(run / "models" / "model_final.pt"), "overrides": {**place.overrides, "device": "cpu"}}
+    settings |= {
+        "weights": str(run / "models" / "model_final.pt"),
+        "overrides": {**place.inference_overrides, "device": "cpu"},
+    }
     accuracy(place.dataset_dir, str(folder / "cpu"), **settings)
     found, expected = (
         json.loads((path / "official" / "summary.json").read_text())["mean"]

@@ -56,6 +56,13 @@ def test_one_line_is_all_that_a_user_sees(tmp_path, body, line):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_installed_into_the_folder_of_the_bundle_is_not_its_own_code(tmp_path):
+    library = "exec(compile('def call(fail):\\n try: fail()\\n except Exception as e: raise RuntimeError(1) from e', "
+    library += f"{str(ROOT / '.venv/lib/monai/config.py')!r}, 'exec'))"
+    done = run(f"{library}\ncall(lambda: wrap(refuse))", tmp_path)
+    assert re.fullmatch(r"error: a.nii.gz: label values must be whole numbers .*\n", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("body", ["1 / 0", "wrap(lambda: {}['x'])", "np.zeros(3)[7]", "import nowhere"])
 def test_a_bug_is_one_line_as_well_and_its_traceback_is_kept(tmp_path, body):
     done = run(body, tmp_path / "new")

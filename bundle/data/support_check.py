@@ -18,6 +18,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from ..keys import IMAGE, LABEL, MODALITY
+from ..quality import format_ml
 from .datalist import case_name
 from .support import SLICES, VALUES, SupportScan
 
@@ -53,11 +54,15 @@ class LabelReport:
     outside_share: float
     gap_mm: float
 
+    @property
+    def title(self) -> str:
+        """Name and value; the value alone is part of the name of what has none."""
+        return self.name if self.name.endswith(f" {self.value}") else f"{self.name} ({self.value})"
+
     def describe(self) -> str:
         """A few words."""
-        named = f"{self.name} ({self.value})"
         box = " x ".join(f"{side:.0f}" for side in self.extent_mm)
-        return f"{named} {self.volume_ml:.3g} mL, {self.slices} slice{'s' * (self.slices > 1)}, {box} mm"
+        return f"{self.title}: {format_ml(self.volume_ml)} mL, {self.slices} slice{'s' * (self.slices > 1)}, {box} mm"
 
 
 class SupportCheck:
@@ -195,7 +200,7 @@ class SupportCheck:
     def label_warnings(self, found: Sequence[LabelReport]) -> list[str]:
         """What looks wrong with the structures."""
         lines = [
-            f"{one.name} ({one.value}) lies outside of the body by {100 * one.outside_share:.0f} %; does the label "
+            f"{one.title} lies outside of the body by {100 * one.outside_share:.0f} %; does the label "
             "belong to this image?"
             for one in found
             if one.outside_share > self.max_outside_share
@@ -203,7 +208,7 @@ class SupportCheck:
         apart = [one for one in found if one.gap_mm > self.max_gap_mm]
         if 2 * len(apart) <= len(found):
             lines += [
-                f"{one.name} ({one.value}) is of two parts {one.gap_mm:.0f} mm apart, the other labels are not; is one "
+                f"{one.title} is of two parts {one.gap_mm:.0f} mm apart, the other labels are not; is one "
                 "of them another structure?"
                 for one in apart
             ]
@@ -222,12 +227,12 @@ class SupportCheck:
             if len(others) == 1:
                 other = others[0]
                 wrong = one.center_mm - other.center_mm if side == "left" else 0.0  # a pair is said once
-                where = f"{one.name} ({one.value}) lies to the right of {other.name} ({other.value})"
+                where = f"{one.title} lies to the right of {other.title}"
             elif rest & set(self.unsided):
                 continue
             else:
                 wrong = (one.center_mm - one.middle_mm) * (1 if side == "left" else -1)
-                where = f"{one.name} ({one.value}) lies in the {'right' if side == 'left' else 'left'} half of the body"
+                where = f"{one.title} lies in the {'right' if side == 'left' else 'left'} half of the body"
             if wrong > self.side_margin * one.width_mm:
                 lines.append(f"{where}; names, values or the header's left and right are wrong")
         return lines

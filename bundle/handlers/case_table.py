@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from ..atomic import replacing
 from ..keys import PRED
 from ..measurements import COLUMNS, table_row
+from ..quality import format_ml
 from ..terminal import format_table, next_command, table_logger
 from .cases import check_keys, is_first, iteration_cases, scan_name
 from .finished import FinishedCases
@@ -151,7 +152,7 @@ def _cell(case: dict[str, Any], label: str) -> str:
     if volume is None:
         return "-"
     sure = case.get("reverse_dice", {}).get(label)
-    return f"{_number(volume)} mL" + (f" ({sure:.2f})" if sure is not None else "")
+    return f"{format_ml(volume)} mL" + (f" ({sure:.2f})" if sure is not None else "")
 
 
 def _in_short(case: dict[str, Any]) -> list[str]:
@@ -160,11 +161,6 @@ def _in_short(case: dict[str, Any]) -> list[str]:
     lowest = min(sure, key=sure.__getitem__, default=None)
     return [
         f"{sum(volume > 0 for volume in volumes.values())} of {len(volumes)}",
-        _number(sum(volumes.values())),
+        format_ml(sum(volumes.values())),
         "-" if lowest is None else f"{lowest} ({sure[lowest]:.2f})",
     ]
-
-
-def _number(volume_ml: float) -> str:
-    """Three digits at least."""
-    return f"{volume_ml:.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"

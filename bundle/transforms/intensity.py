@@ -102,6 +102,7 @@ class ScanIntensity(Transform):
         self.offset_hu = offset_hu
         self.lower_percentile = lower_percentile
         self.outlier_share = outlier_share
+        self._said: set[tuple[str, str]] = set()
 
     def has_negatives(self, values: torch.Tensor) -> bool:
         """Whether values below 0 mean something; what equals the lowest value may be padding."""
@@ -157,7 +158,10 @@ class ScanIntensity(Transform):
                 "for MR; if it is CT, say so with --modality ct"
             )
         else:
-            logger.info(f"{name}: taken for {modality.upper()}, {reason}")
+            line = f"{os.path.basename(name)}: taken for {modality.upper()}, {reason}"
+            if (name, line) not in self._said:  # a support is read more than once in a run
+                logger.info(line)
+                self._said.add((name, line))
         out = convert_to_dst_type(clipped, image, dtype=torch.float32)[0]
         if isinstance(out, MetaTensor):
             out.meta = {**out.meta, MODALITY: modality, MODALITY_REASON: reason}

@@ -67,6 +67,7 @@ def test_without_saving_as_in_a_server_the_prediction_is_the_same(flag):
     expected = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)
     expected[:, 1:3, 1:3] = 3
     assert torch.equal(data["pred"].as_subclass(torch.Tensor), expected)
-    assert set(data) == {"image_path", "pred", *(["confidence"] if flag else [])}
+    assert set(data) == {"image_path", "pred", "result", *(["confidence"] if flag else [])}
+    assert list(data["result"]["label_names"].values()) == [3]
     if flag:
         assert data["confidence"][0, 1, 1, 0] == round(100 / (1 + np.exp(-2 / parser["confidence_temperature"])))

@@ -31,6 +31,7 @@ STAGES = (  # what the paper lacks
     "CellRegistration",
     "GuidedUpsampling",
     "InPlaneOrientation",
+    "MirrorCheck",
     "PseudoSupports",
     "SelfSupportRefinement",
     "SliceCompletion",

@@ -26,7 +26,7 @@ def default_inferer(device, **settings):
 
 @pytest.mark.parametrize(
     ("settings", "launches", "waits"),
-    [({}, 5100, 45), ({"registration": None, "refinement": None, "upsampling": None}, 1460, 25)],
+    [({}, 6300, 54), ({"registration": None, "refinement": None, "upsampling": None}, 1460, 25)],
     ids=["whole default", "matching alone"],
 )
 def test_ten_slices(device, settings, launches, waits):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bundle.data.protocol import PROTOCOLS
+from bundle.errors import explain
 
 from ..conftest import TINY_NETWORK
 from ..handlers.test_loss_guard import train
@@ -66,8 +67,9 @@ def test_training(run_config, cuda, tmp_path, recipe, lazy):
 
 
 def test_a_compiled_evaluation_is_refused_before_it_segments_without_the_meta_data(run_config):
-    with pytest.raises(ValueError, match="evaluator#compile takes spacing, extents and support away from the scan"):
+    with pytest.raises(RuntimeError) as caught:
         run_config("inference", network_def=PLAIN, **{"evaluator#compile": True})
+    assert explain(caught.value).startswith("evaluator#compile takes spacing, extents and support away from the scan")
 
 
 @pytest.mark.gpu

@@ -42,6 +42,8 @@ def another(value):
         return value + 1 if isinstance(value, int) else value / 2
     if isinstance(value, list):
         return [64, 64]
+    if value == "auto":
+        return "mr"
     return [1] if value is None else f"{value}_"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .dicom_labels import dicom_segments
 from .dicom_series import Series
 from .dicom_volume import series_grid
 from .formats import Segment, read_layers, read_segments
+from .names import is_label_name
 
 WHOLE_TOLERANCE = 0.01  # by which a label value may differ from a whole number: scaled labels are saved so
 MOST_VALUES = 1024  # of a label map; FreeSurfer's have some two hundred
@@ -64,6 +66,11 @@ def look_at(path: Path, series: Series | None = None) -> Look:
         return Look()
     kind, values, count = judge(volume.array)
     return Look("label" if segments else kind, volume.array.shape[:3], volume.affine, values, segments, count)
+
+
+def is_label_map(path: str | os.PathLike) -> bool:
+    """Whether a file is a label map, by its name or its voxels."""
+    return is_label_name(os.path.basename(path)) or look_at(Path(path)).kind == "label"
 
 
 def judge(array: np.ndarray) -> tuple[str, tuple[int, ...], int]:
