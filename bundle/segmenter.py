@@ -57,7 +57,7 @@ class FewShotSegmenter:
 
     Example::
 
-        segmenter = FewShotSegmenter.from_bundle(".")
+        segmenter = FewShotSegmenter.from_bundle()
         segmenter.set_support("a.nii.gz", "a_label.nii.gz")
         label_map = segmenter.segment("b.nii.gz")  # MetaTensor (X, Y, Z), values of the support's label
     """
@@ -79,12 +79,12 @@ class FewShotSegmenter:
 
     @classmethod
     def from_bundle(
-        cls, path: str | os.PathLike = ".", config: str | Sequence[str] = "configs/inference.json", **overrides: Any
+        cls, path: str | os.PathLike | None = None, config: str | Sequence[str] = "configs/inference.json", **overrides: Any
     ) -> FewShotSegmenter:
         """Build a segmenter of a bundle.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder; by default the one that this code lies in.
             config: its inference config, or that and overlays such as ``configs/abdomen_ct.json``.
             **overrides: ids of the config, as on the command line: ``ckpt_path="model.pt"``, ``device="cpu"``,
                 ``labels=["liver", 2]`` (names need ``label_names={1: "liver"}`` or a ``dataset_dir`` whose
@@ -96,6 +96,7 @@ class FewShotSegmenter:
             ValueError: for an id that the config does not have, a label of unknown name, or weights that do not fit the
                 network.
         """
+        path = Path(__file__).resolve().parent.parent if path is None else path
         files = [Path(path) / name for name in ([config] if isinstance(config, str) else config)]
         if not files[0].parent.is_dir():
             raise FileNotFoundError(f"{files[0]}: no such config; path must be the bundle's folder")
@@ -146,7 +147,7 @@ class FewShotSegmenter:
     def set_pseudo_supports(
         self, images: Scan | Sequence[Scan], *, affine: Any = None, spacing: Sequence[float] | None = None
     ) -> None:
-        """Take unlabelled scans as pseudo_supports, which pass the support's labels on; they replace the earlier ones.
+        """Take unlabelled scans as pseudo-supports, which pass the support's labels on; they replace the earlier ones.
 
         The segmenter must want them: ``from_bundle(path, num_pseudo_supports=3)`` or more.
 
@@ -156,7 +157,7 @@ class FewShotSegmenter:
             spacing: the same.
 
         Raises:
-            RuntimeError: if the segmenter does not want pseudo_supports.
+            RuntimeError: if the segmenter does not want pseudo-supports.
             ValueError, TypeError, FileNotFoundError: for what :meth:`segment` says of its image.
         """
         frames = []
