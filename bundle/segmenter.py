@@ -79,7 +79,10 @@ class FewShotSegmenter:
 
     @classmethod
     def from_bundle(
-        cls, path: str | os.PathLike | None = None, config: str | Sequence[str] = "configs/inference.json", **overrides: Any
+        cls,
+        path: str | os.PathLike | None = None,
+        config: str | Sequence[str] = "configs/inference.json",
+        **overrides: Any,
     ) -> FewShotSegmenter:
         """Build a segmenter of a bundle.
 

@@ -35,7 +35,7 @@ def study(tmp_path, phantom_dir):
 
 
 def test_scan_comes_back_as_dicom_with_its_measurements(run_config, study):
-    out = run_config("inference", dataset_dir=str(study / "dst"), save_confidence=True)
+    out = run_config("inference", dataset_dir=str(study / "dst"))
     label_map = np.asarray(nib.load(out / "phantom_02/phantom_02_seg.nii.gz").dataobj)
     image = nib.load(study / "dst/imagesTr/phantom_02.nii.gz")
     data = pydicom.dcmread(out / "phantom_02/phantom_02_seg.dcm")

@@ -133,6 +133,17 @@ def test_localizers_are_told_by_their_geometry(tmp_path, study, same_series, pla
     assert all(reason.startswith("a localizer: ") for reason in aside(summary).values())
 
 
+def test_few_slices_in_another_plane_are_a_localizer(tmp_path, study):
+    files = write_series(
+        study[0].parent, np.ones((20, 20, 3)), names=list("abc"), series="9.9", directions=(1.0, 0, 0, 0, 0, -1),
+        step=(0, 20.0, 0),
+    )  # fmt: skip
+    edit(files, **STUDY)
+    summary = prepare(tmp_path)
+    assert list(cases(summary)) == ["p1"]
+    assert set(aside(summary).values()) == {"a localizer: 3 images in another plane beside the 6 slices of p1"}
+
+
 def test_localizer_by_its_header(tmp_path, study):
     files = write_series(study[0].parent, np.ones((20, 20, 5)), names=[f"s{k}.dcm" for k in range(5)], series="9.9")
     edit(files, **STUDY, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
@@ -183,6 +194,29 @@ def test_phases_of_a_series_are_cases(tmp_path, attribute):
     assert np.array_equal(voxels(tmp_path, titles[1]), as_stored(second))
 
 
+def test_slice_that_was_saved_again_is_no_phase(tmp_path, study):
+    path = study[0].with_name("derived.dcm")
+    shutil.copy(study[2], path)
+    edit(path, SOPInstanceUID=generate_uid(), ImageType=["DERIVED", "SECONDARY"], AcquisitionNumber=9)
+    summary = prepare(tmp_path)
+    assert [case["shape"][2] for case in summary["cases"]] == [6]
+
+
+def test_times_of_one_multi_frame_file_are_cases(tmp_path):
+    first, second = (scan(SHAPE, seed=k)[0] for k in (1, 2))
+    path = write_enhanced(tmp_path / "src/p1/I1", np.concatenate([first, second], axis=2))
+    data = pydicom.dcmread(path)
+    for index, groups in enumerate(data.PerFrameFunctionalGroupsSequence):
+        groups.FrameContentSequence[0].TemporalPositionIndex = 1 + index // 6
+        groups.PlanePositionSequence[0].ImagePositionPatient[2] = 30 + 7.7 * (index % 6)
+        groups.PixelValueTransformationSequence[0].RescaleSlope = 1
+        groups.PixelValueTransformationSequence[0].RescaleIntercept = 0
+    data.save_as(path)
+    assert list(cases(prepare(tmp_path))) == ["p1_index1", "p1_index2"]
+    assert np.array_equal(voxels(tmp_path, "p1_index1"), as_stored(first))
+    assert np.array_equal(voxels(tmp_path, "p1_index2"), as_stored(second))
+
+
 def test_two_images_at_one_place_are_named(tmp_path, study):
     image, _ = scan(SHAPE, seed=5)
     write_series(study[0].parent, image[..., :2], names=["x.dcm", "y.dcm"], series=UID)
@@ -228,7 +262,7 @@ def test_missing_decoder_is_named(tmp_path, study, monkeypatch):
     monkeypatch.setattr(pydicom.pixels.decoders.base.Decoder, "is_available", property(lambda self: False))
     reason = prepare(tmp_path)["skipped"][0]["reason"]
     assert "IMG-0002-00004.dcm: its pixels are compressed as JPEG Lossless" in reason
-    assert reason.endswith("no decoder is installed: pip install python-gdcm")
+    assert "no decoder is installed: pip install python-gdcm, or the extra" in reason
 
 
 def test_compressed_series_is_read(tmp_path, study):

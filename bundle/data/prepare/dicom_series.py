@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -225,28 +226,35 @@ def _phases(stack: Sequence[Frame]) -> list[tuple[str, list[Frame], str]]:
     Returns:
         ``[(mark, frames in order, problem), …]``.
     """
-    frames = _without_twins(sorted(stack, key=lambda frame: frame.place_mm))
-    if not _collision(frames):
-        return [("", frames, "")]
+    frames = sorted(stack, key=lambda frame: frame.place_mm)
+    for some in (list, _without_twins):  # copies under another identifier cost a look at all pixels
+        frames = some(frames)
+        if not _collision(frames):
+            return [("", frames, "")]
+        parts = _parts(frames)
+        if parts:
+            digits = len(str(len(parts)))
+            return [(f"{what}{n:0{digits}d}", part, "") for n, (what, part) in enumerate(parts, 1)]
+    first, second = _collision(frames)
+    text = (
+        f"{_frame_name(first)} and {_frame_name(second)} lie at the same place, {first.place_mm:.1f} mm; there are two "
+        "series or phases in one folder, keep one"
+    )
+    return [("", frames, text)]
+
+
+def _parts(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    """Volumes of about the same size that one or two marks tell apart; empty if there are none."""
     names = [name for name, _ in MARKS]
     for keys in [*combinations(names, 1), *combinations(names, 2)]:
         parts: dict[tuple[str, ...], list[Frame]] = defaultdict(list)
         for frame in frames:
             parts[tuple(frame.marks.get(key, "") for key in keys)].append(frame)
-        if len(parts) > 1 and not any(map(_collision, parts.values())):
+        sizes = [len(part) for part in parts.values()]
+        if len(parts) > 1 and 2 * min(sizes) >= max(sizes) and not any(map(_collision, parts.values())):
             order = sorted(parts, key=lambda values: [_as_number(value) for value in values])
-            digits = len(str(len(order)))
-            return [(f"{'_'.join(keys)}{n:0{digits}d}", parts[key], "") for n, key in enumerate(order, 1)]
-    first, second = _collision(frames)
-    names_of = f"{_frame_name(first)} and {_frame_name(second)}"
-    return [
-        (
-            "",
-            frames,
-            f"{names_of} lie at the same place, {first.place_mm:.1f} mm; there are two series or phases in one "
-            "folder, keep one",
-        )
-    ]
+            return [("_".join(keys), parts[values]) for values in order]
+    return []
 
 
 def _as_number(text: str) -> tuple[float, str]:
@@ -263,39 +271,44 @@ def _collision(frames: Sequence[Frame]) -> tuple[Frame, ...]:
 
 
 def _without_twins(frames: Sequence[Frame]) -> list[Frame]:
-    """Leave out frames with the pixels of their neighbor at the same place: copies under another identifier."""
+    """Leave out frames with the pixels of another at the same place: copies under another identifier."""
     kept: list[Frame] = []
+    seen: set[tuple[float, bytes]] = set()
     for frame in frames:
-        twins = [other for other in kept[-8:] if abs(frame.place_mm - other.place_mm) < SAME_PLACE_MM]
-        if not any(other.index is frame.index is None and _pixels(other) == _pixels(frame) for other in twins):
+        pixels = _pixels(frame) if frame.index is None else None
+        twin = None if pixels is None else (round(frame.place_mm, 2), pixels)
+        if twin is None or twin not in seen:
             kept.append(frame)
+        if twin is not None:
+            seen.add(twin)
     return kept
 
 
 def _pixels(frame: Frame) -> bytes | None:
+    """A digest of the stored pixels."""
     try:
-        return pydicom.dcmread(frame.path, force=True).get("PixelData")
+        return hashlib.sha1(pydicom.dcmread(frame.path, force=True).PixelData).digest()
     except Exception:  # a broken file is named when it is read
         return None
 
 
 def _set_scouts_aside(found: Findings) -> None:
-    """A series of one image beside one of many is a localizer."""
+    """A series of one image beside one of many is a localizer, and so is one of a few images in another plane."""
     for series in list(found.series):
-        if len(series.frames) > 1:
+        if len(series.frames) > FEW_SLICES or series.mark:
             continue
-        study = series.header.study
-        fellows = (
-            other
-            for other in found.series
-            if len(other.frames) > FEW_SLICES
-            and (other.folder == series.folder or (study and other.header.study == study))
-        )
-        other = next(fellows, None)
-        if other is not None:
-            found.series.remove(series)
-            text = f"a localizer: a single image beside the {len(other.frames)} slices of {other.folder.name}"
-            found.aside.append((series.files[0], text))
+        for other in found.series:
+            study = series.header.study
+            near = other.folder == series.folder or (study and other.header.study == study)
+            planes = len(series.frames) > 1 and _same_plane(series.frames[0], other.frames[0])
+            if near and not planes and len(other.frames) > FEW_SLICES:
+                images = (
+                    "a single image" if len(series.frames) == 1 else f"{len(series.frames)} images in another plane"
+                )
+                text = f"a localizer: {images} beside the {len(other.frames)} slices of {other.folder.name}"
+                found.series.remove(series)
+                found.aside += [(path, text) for path in series.files]
+                break
 
 
 def _with_neighbors(series: Series, bad: Sequence[tuple[Path, str]]) -> Series:

@@ -150,7 +150,10 @@ def missing_decoder(syntax: Any) -> str:
             return ""
     except NotImplementedError:
         return f"its pixels are compressed as {syntax.name}, for which there is no decoder; save it uncompressed"
-    return f"its pixels are compressed as {syntax.name}, and no decoder is installed: pip install python-gdcm"
+    return (
+        f"its pixels are compressed as {syntax.name}, and no decoder is installed: pip install python-gdcm, or the "
+        'extra of this package, pip install ".[dicom]"'
+    )
 
 
 def _rescaled(array: np.ndarray, sources: Sequence[Any]) -> np.ndarray:
