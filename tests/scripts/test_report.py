@@ -195,6 +195,7 @@ def test_confidence_and_quality_of_a_case(dataset, tmp_path):
         ["spleen", "0", "–", "–", "–", "0.10"],
     ]
     assert "measured" not in worse
+    assert better.count('class="number"') == 1  # into which the slider writes
     assert "95 % or more, sure" in better
     slices = json.loads(re.search(r'id="slices-1">(.*?)</script>', page).group(1))
     assert all(entry["confidence"].startswith("data:image/png") for entry in slices)

@@ -268,11 +268,11 @@ def measurements_table(found: Mapping[str, Any]) -> str:
         return ""
     rows = "".join(
         f"<tr><th>{escape(str(name))}</th>"
-        + "".join(f'<td class="number">{_cell(known[key].get(name), form)}</td>' for key, _, form in shown)
+        + "".join(f"<td>{_cell(known[key].get(name), form)}</td>" for key, _, form in shown)
         + "</tr>"
         for name in dict.fromkeys(name for values in known.values() for name in values)
     )
-    heads = "".join(f'<th class="number">{head}</th>' for _, head, _ in shown)
+    heads = "".join(f"<th>{head}</th>" for _, head, _ in shown)
     table = f"<thead><tr><th>label</th>{heads}</tr></thead><tbody>{rows}</tbody>"
     note = "Extent from left to right, front to back and feet to head. Reverse Dice: 0 to 1, higher is surer."
     return f'<div class="wide"><table class="measured" title="{note}">{table}</table></div>'
