@@ -150,11 +150,14 @@ def _segment(options: argparse.Namespace) -> dict[str, Any]:
         own = {os.path.realpath(file) for entry in support for file in entry.values()}
         made["datalist"] = [{"image": scan} for scan in _list_scans(options.scans, own)]
         made["dataset_dir"] = _folder_of_names(support[0]["label"])
-    elif len(options.scans) == 1 and Path(options.scans[0]).is_dir():
+    elif len(options.scans) == 1 and Path(options.scans[0], "imagesTr").is_dir():
         made["dataset_dir"] = options.scans[0]
     else:
         _list_scans(options.scans)  # what does not exist is said first
-        raise ValueError("no support: give a labelled scan, --support IMAGE LABEL, or a data set with labelled scans")
+        raise ValueError(
+            "no support: give a labelled scan, --support IMAGE LABEL, or a data set with labelled scans, "
+            "which alpnet prepare makes of a folder"
+        )
     if options.labels is not None:
         value = to_value(options.labels)
         listed = value if isinstance(value, (list, tuple)) else str(options.labels).split(",")

@@ -89,6 +89,8 @@ def test_a_data_set_brings_its_own_support(phantom_dir):
     ids = parsed("segment", str(phantom_dir), "-o", "out")[1]
     assert ids["dataset_dir"] == str(phantom_dir)
     assert not {"support", "datalist"} & set(ids)
+    with pytest.raises(ValueError, match="no support: give a labelled scan.* which alpnet prepare makes of a folder"):
+        parsed("segment", str(phantom_dir / "imagesTr"), "-o", "out")
 
 
 @pytest.mark.parametrize(
