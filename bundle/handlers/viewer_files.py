@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
@@ -79,7 +79,7 @@ class ViewerFiles:
     def write(self, prediction: MetaTensor) -> Path | None:
         """Write the segmentation of one case; ``None`` if the scan was no DICOM or it could not be written."""
         label_file = case_file(self.output_dir, prediction, f"{self.postfix}.nii.gz")
-        values = {*self.names, *np.unique(np.asarray(prediction)).astype(int).tolist()}
+        values = {*self.names, *map(int, prediction.as_subclass(torch.Tensor).unique().tolist())}
         logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
         try:
             written = write_case_seg(label_file, self.dataset_dir, self.names, label_colors(values))

@@ -147,7 +147,8 @@ class MeanConfidence(Transform):
         Raises:
             KeyError, ValueError: see :class:`ConfidenceMap`.
         """
-        plain, labels = scores.as_subclass(torch.Tensor), label_map.as_subclass(torch.Tensor)
+        plain = scores.as_subclass(torch.Tensor)
+        labels = label_map.as_subclass(torch.Tensor).to(plain.device)
         if labels.shape[1:] != plain.shape[1:]:
             shapes = f"label map of shape {tuple(labels.shape)} for scores of {tuple(plain.shape)}"
             raise ValueError(f"MeanConfidence: {shapes}")
@@ -157,7 +158,7 @@ class MeanConfidence(Transform):
             part = MetaTensor(plain[:, inside][..., None, None], meta=dict(scores.meta))
             given = torch.full((1, *part.shape[1:]), value, device=labels.device)
             means.append(100 * self.measure(part, given).as_subclass(torch.Tensor).mean())  # NaN of no voxel
-        found = MetaTensor(label_map, meta=dict(label_map.meta))
+        found = MetaTensor(label_map.as_subclass(torch.Tensor), meta=dict(label_map.meta))
         found.meta[LABEL_CONFIDENCE] = torch.stack(means).cpu() if means else torch.zeros(0)
         return found
 

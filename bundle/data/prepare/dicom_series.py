@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from .dicom_frames import MARKS, Frame, Header, dicom_files, pydicom, read_header
 from .formats import natural_key
@@ -69,13 +71,18 @@ class Findings:
     aside: list[tuple[Path, str]]
 
 
-def find_series(files: Iterable[Path]) -> Findings:
+def find_series(files: Iterable[Path], progress: bool = False) -> Findings:
     """Sort DICOM files into volumes, labels and what is neither.
+
+    Args:
+        files: the files.
+        progress: whether to show a progress bar.
 
     Raises:
         RuntimeError: without pydicom.
     """
-    headers = [read_header(path) for path in sorted(files, key=natural_key)]
+    paths = tqdm(sorted(files, key=natural_key), "headers", unit="file", disable=not progress, file=sys.stderr)
+    headers = [read_header(path) for path in paths]
     found = Findings([], [], [(each.path, each.reason) for each in headers if not each.kind])
     images = _without_copies([each for each in headers if each.kind == "image"], found.aside)
     found.labels = _without_copies([each for each in headers if each.kind == "label"], found.aside)

@@ -84,7 +84,7 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
         ValueError: if no name has the word that the options ask for.
     """
     aside: list[tuple[str, str]] = []
-    items, cases = inventory(src, exclude, options, aside)
+    items, cases = inventory(src, exclude, options, aside, progress)
     items = _look_at_all(items, progress)
     images, labels = _sort_out(items, aside)
     images = _chosen(images, options.image, "--image", "image", aside)
@@ -135,7 +135,7 @@ def holds_scans(src: Path) -> bool:
 
 
 def inventory(
-    src: Path, exclude: Path | None, options: Options, aside: list[tuple[str, str]]
+    src: Path, exclude: Path | None, options: Options, aside: list[tuple[str, str]], progress: bool = False
 ) -> tuple[list[Item], list[Case]]:
     """Everything in a folder that may be a scan or a label, besides the cases of FreeSurfer's folders."""
     items: list[Item] = []
@@ -156,15 +156,15 @@ def inventory(
         rest = [p for p in rest if not (is_dicom(p) or _is_text(p))]
         aside += [(str(p.relative_to(src)), why_not_read(p)) for p in sorted(rest, key=natural_key)]
         items += [Item(p, p.relative_to(src), read_name(p.relative_to(src))) for p in scans]
-    return items + dicom_items(src, dicom, aside), cases
+    return items + dicom_items(src, dicom, aside, progress), cases
 
 
-def dicom_items(src: Path, files: Sequence[Path], aside: list[tuple[str, str]]) -> list[Item]:
+def dicom_items(src: Path, files: Sequence[Path], aside: list[tuple[str, str]], progress: bool = False) -> list[Item]:
     """The series and labels in DICOM files; without pydicom their folders, which are named when they are read."""
     if not HAS_PYDICOM:
         folders = sorted({path.parent for path in files}, key=natural_key)
         return [Item(folder, folder.relative_to(src), read_name(folder.relative_to(src))) for folder in folders]
-    found = find_series(files)
+    found = find_series(files, progress and bool(files))
     aside += [(str(path.relative_to(src)), reason) for path, reason in found.aside]
     items: list[Item] = []
     fellows: dict[Path, list[Series]] = defaultdict(list)
