@@ -11,6 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
+from ..keys import LABEL_CONFIDENCE
+
 
 class ConfidenceMap(Transform):
     """Probability of the chosen class of each voxel, in [0, 1].
@@ -120,4 +122,67 @@ class ConfidenceMapd(MapTransform):
             found = self.measure(out[key], labels)
             percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
             out[name] = MetaTensor(percent, meta=dict(found.meta))
+        return out
+
+
+class MeanConfidence(Transform):
+    """Mean confidence in percent of each label over the voxels that it was given.
+
+    Only these voxels are looked at, so that it takes little time and memory where no map is wanted.
+
+    Args:
+        temperature: see :class:`ConfidenceMap`.
+    """
+
+    def __init__(self, temperature: float = 0.8) -> None:
+        self.measure = ConfidenceMap(temperature)
+
+    def __call__(self, scores: MetaTensor, label_map: MetaTensor) -> MetaTensor:
+        """Add ``label_confidence`` ``(n,)`` to the meta data of a label map; NaN for a label without a voxel.
+
+        Args:
+            scores: ``(1 + n, H, W, D)`` or ``(n, H, W, D)``, see :class:`ConfidenceMap`.
+            label_map: ``(1, H, W, D)``, the values that were chosen in the end.
+
+        Raises:
+            KeyError, ValueError: see :class:`ConfidenceMap`.
+        """
+        plain = scores.as_subclass(torch.Tensor)
+        labels = label_map.as_subclass(torch.Tensor).to(plain.device)
+        if labels.shape[1:] != plain.shape[1:]:
+            shapes = f"label map of shape {tuple(labels.shape)} for scores of {tuple(plain.shape)}"
+            raise ValueError(f"MeanConfidence: {shapes}")
+        means = []
+        for value in np.asarray(scores.meta["label_values"]).ravel().astype(int).tolist():
+            inside = labels[0] == value
+            part = MetaTensor(plain[:, inside][..., None, None], meta=dict(scores.meta))
+            given = torch.full((1, *part.shape[1:]), value, device=labels.device)
+            means.append(100 * self.measure(part, given).as_subclass(torch.Tensor).mean())  # NaN of no voxel
+        found = MetaTensor(label_map.as_subclass(torch.Tensor), meta=dict(label_map.meta))
+        found.meta[LABEL_CONFIDENCE] = torch.stack(means).cpu() if means else torch.zeros(0)
+        return found
+
+
+class MeanConfidenced(MapTransform):
+    """Dictionary version of :class:`MeanConfidence`.
+
+    Args:
+        keys: key of the scores.
+        label_key: key of the label map, whose meta data get the result.
+        temperature: see :class:`ConfidenceMap`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, label_key: str, temperature: float = 0.8, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+        self.measure = MeanConfidence(temperature)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Measure each entry."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[self.label_key] = self.measure(out[key], out[self.label_key])
         return out

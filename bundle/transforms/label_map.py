@@ -46,17 +46,23 @@ class LabelMapd(MapTransform):
 
     Args:
         keys: keys of the scores.
+        scores_key: key under which the scores are kept, without a copy; ``None`` leaves them out.
         allow_missing_keys: skip keys that are absent.
     """
 
-    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection = "pred", scores_key: str | None = None, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.scores_key = scores_key
         self.convert = LabelMap()
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Convert each prediction."""
         out = dict(data)
         for key in self.key_iterator(out):
+            if self.scores_key is not None:
+                out[self.scores_key] = out[key]
             out[key] = self.convert(out[key])
         return out
 
