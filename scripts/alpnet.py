@@ -24,6 +24,7 @@ SCRIPTS = {
     "check": "read every scan and label of a data set once and say what is wrong",
     "report": "one HTML page with the pictures and tables of a run",
     "prepare": "bring DICOM or NIfTI files of any layout into a data set",
+    "dicom_seg": "write results as DICOM segmentations of the series that were segmented",
 }
 EPILOG = """Every id of the configs is an option as well: --num_slices 5, --registration#reach 2, or --set num_slices=5.
 An error is one line; with ALPNET_TRACEBACK=1 in the environment it comes with its traceback."""

@@ -28,7 +28,19 @@ from .grid import check_placement
 from .reader import affine_in_mm, other_affine, spacing_tolerance, unit_in_mm
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
-CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
+CONVERTED = (
+    ".dcm",
+    ".dicom",
+    ".ima",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".img",
+    ".img.gz",
+    ".mgz",
+    ".mgh",
+)  # by scripts.prepare
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 

@@ -15,6 +15,7 @@ from .schedule import OneCycle
 from .tracking import MLFlowPictures
 from .training_log import TrainingLog
 from .training_state import TrainingState
+from .viewer_files import ViewerFiles
 from .weights_saver import WeightsSaver
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "RunRecord",
     "TrainingLog",
     "TrainingState",
+    "ViewerFiles",
     "WeightsSaver",
 ]

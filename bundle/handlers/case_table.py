@@ -16,20 +16,20 @@ from ignite.engine import Engine, Events
 
 from ..atomic import replacing
 from ..keys import PRED
+from ..measurements import COLUMNS, table_row
 from ..quality import format_ml
 from ..terminal import format_table, next_command, table_logger
 from .cases import check_keys, is_first, iteration_cases, scan_name
 from .finished import FinishedCases
 
 logger = logging.getLogger(__name__)
-COLUMNS = ["case", "label", "volume_ml", "reverse_dice", "confidence"]
 
 
 class CaseTable:
     """Logs a line for each case and, at the end, a table of all: seconds, mL and confidence of each label, warnings.
 
     What it tells is read from the files that :class:`CaseQuality` writes, so that cases which an earlier run finished
-    are in the table as well. ``output_dir/cases.csv`` has the same for other programs, a row for each case and label.
+    are in the table as well. ``output_dir/measurements.csv`` has all that is measured, a row for each case and label.
 
     Args:
         output_dir: folder of the results.
@@ -103,7 +103,7 @@ class CaseTable:
             rows = [[name, times[name], *_in_short(case)] for name, case in shown]
             table = format_table(["case", "seconds", "labels found", "mL in all", "lowest"], rows)
         more = len(found) - len(shown)
-        return table + (f"\n… and {more} more cases, see cases.csv" if more else "")
+        return table + (f"\n… and {more} more cases, see measurements.csv" if more else "")
 
     def _notes(self, found: dict[str, dict[str, Any]]) -> list[str]:
         notes = []
@@ -111,11 +111,13 @@ class CaseTable:
             notes.append("In brackets: reverse Dice, how well a label gives the support's own label back; 1 is best.")
         notes += [f"look at  {name}: {case['warning']}" for name, case in found.items() if "warning" in case]
         pattern = f"{self.output_dir}/CASE/CASE_"
-        notes.append(f"results  {pattern}{self.postfix}.nii.gz, table {self.output_dir}/cases.csv")
+        notes.append(f"results  {pattern}{self.postfix}.nii.gz, table {self.output_dir}/measurements.csv")
         if any((self.output_dir / name / f"{name}_overlay.png").is_file() for name in found):
             notes.append(
                 f"pictures {pattern}overlay.png; one page of all: {next_command('report', str(self.output_dir))}"
             )
+        if any((self.output_dir / name / f"{name}_{self.postfix}.dcm").is_file() for name in found):
+            notes.append(f"DICOM    {pattern}{self.postfix}.dcm")
         before = len(self.finished.cases)
         if before and not self.seconds:
             notes.append(f"all {before} cases were finished before: nothing to do; --resume False makes them anew")
@@ -133,15 +135,15 @@ class CaseTable:
 
     def _write(self, found: dict[str, dict[str, Any]]) -> None:
         with (
-            replacing(self.output_dir / "cases.csv") as temporary,
+            replacing(self.output_dir / "measurements.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow(["case", "label", *COLUMNS])
             for name, case in found.items():
-                for label, volume in case.get("volume_ml", {}).items():
-                    sure = [case.get(key, {}).get(label) for key in COLUMNS[3:]]
-                    writer.writerow([name, label, volume, *("" if number is None else number for number in sure)])
+                for label in case.get("volume_ml", {}):
+                    row = table_row(case, label)
+                    writer.writerow([name, label, *("" if number is None else number for number in row)])
 
 
 def _cell(case: dict[str, Any], label: str) -> str:

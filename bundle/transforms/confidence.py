@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
+from ..keys import LABEL_CONFIDENCE
 from .spatial import RestoreGeometry
 
 
@@ -132,4 +133,79 @@ class ConfidenceMapd(MapTransform):
             found = self.measure(out[key], labels)
             percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
             out[name] = MetaTensor(percent, meta=dict(found.meta))
+        return out
+
+
+class MeanConfidence(Transform):
+    """Mean confidence in percent of each label over the voxels that it was given.
+
+    Only these voxels are looked at, so that it takes little time and memory where no map is wanted.
+
+    Args:
+        temperature, restore: see :class:`ConfidenceMap`.
+    """
+
+    def __init__(self, temperature: float = 0.8, restore: bool = False) -> None:
+        self.measure = ConfidenceMap(temperature)
+        self.restore = RestoreGeometry() if restore else None
+
+    def __call__(self, scores: MetaTensor, label_map: MetaTensor) -> MetaTensor:
+        """Add ``label_confidence`` ``(n,)`` to the meta data of a label map; NaN for a label without a voxel.
+
+        Args:
+            scores: ``(1 + n, H, W, D)`` or ``(n, H, W, D)``, see :class:`ConfidenceMap`.
+            label_map: ``(1, H, W, D)``, the values that were chosen in the end.
+
+        Raises:
+            KeyError, ValueError: see :class:`ConfidenceMap`.
+        """
+        plain = scores.as_subclass(torch.Tensor)
+        labels = label_map.as_subclass(torch.Tensor).to(plain.device)
+        grid = plain.shape[1:] if self.restore is None else np.asarray(scores.meta["spatial_shape"]).ravel()
+        if tuple(labels.shape[1:]) != tuple(int(n) for n in grid):
+            shapes = f"label map of shape {tuple(labels.shape)} for scores of {tuple(plain.shape)}"
+            raise ValueError(f"MeanConfidence: {shapes}")
+        whole = [((slice(None),) * 4, plain)]
+        values = np.asarray(scores.meta["label_values"]).ravel().astype(int).tolist()
+        sums, counts = plain.new_zeros(len(values)), plain.new_zeros(len(values))
+        for where, block in whole if self.restore is None else self.restore.blocks(scores):
+            for row, value in enumerate(values):
+                inside = labels[where][0] == value
+                part = MetaTensor(block[:, inside][..., None, None], meta=dict(scores.meta))
+                given = torch.full((1, *part.shape[1:]), value, device=labels.device)
+                sums[row] += self.measure(part, given).as_subclass(torch.Tensor).sum()
+                counts[row] += inside.sum()
+        means = 100 * sums / counts  # NaN of no voxel
+        found = MetaTensor(label_map.as_subclass(torch.Tensor), meta=dict(label_map.meta))
+        found.meta[LABEL_CONFIDENCE] = means.cpu()
+        return found
+
+
+class MeanConfidenced(MapTransform):
+    """Dictionary version of :class:`MeanConfidence`.
+
+    Args:
+        keys: key of the scores.
+        label_key: key of the label map, whose meta data get the result.
+        temperature, restore: see :class:`ConfidenceMap`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        temperature: float = 0.8,
+        restore: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+        self.measure = MeanConfidence(temperature, restore)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Measure each entry."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[self.label_key] = self.measure(out[key], out[self.label_key])
         return out

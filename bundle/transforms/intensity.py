@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class ScanIntensity(Transform):
         crop_shares: of a crop of the body, which has no air: least share of fat and soft tissue, largest share of what
             is darker than ``fat_hu``, least share of ``organ_hu``, and least share of fat below ``crop_fat_hu``.
         crop_fat_hu: see there.
+        standard_tolerance: by which the mean of a standardized scan, which is no CT in HU, may differ from 0 and its
+            deviation from 1, 10, 100 and so on, as a share of the deviation.
         offset_hu: what is added to HU in files of unsigned numbers.
         lower_percentile: share of the voxels of a shifted MR, in percent, that may be odd and dark: those that lie far
             below are clipped, since one of them would shift every threshold.
@@ -75,6 +78,7 @@ class ScanIntensity(Transform):
         min_solid_share: float = 0.5,
         crop_shares: Sequence[float] = (0.9, 0.1, 0.2, 0.005),
         crop_fat_hu: float = -50.0,
+        standard_tolerance: float = 0.01,
         offset_hu: float = 1024.0,
         lower_percentile: float = 0.1,
         outlier_share: float = 0.1,
@@ -99,6 +103,7 @@ class ScanIntensity(Transform):
         self.min_solid_share = min_solid_share
         self.crop_shares = tuple(crop_shares)
         self.crop_fat_hu = crop_fat_hu
+        self.standard_tolerance = standard_tolerance
         self.offset_hu = offset_hu
         self.lower_percentile = lower_percentile
         self.outlier_share = outlier_share
@@ -109,9 +114,20 @@ class ScanIntensity(Transform):
         inside = (values < 0) & (values > values.min())
         return _share(inside, values.numel()) >= self.min_negative_share
 
+    def is_standardized(self, values: torch.Tensor) -> bool:
+        """Whether the mean is 0 and the deviation a power of ten, of all voxels or of those inside a background."""
+        for inside in (values, values[values != 0], values[values != values.min()]):
+            if inside.numel() == 0:
+                continue
+            deviation, mean = (float(x) for x in torch.std_mean(inside, correction=0))
+            if deviation > 0 and abs(mean) <= self.standard_tolerance * deviation:
+                if abs(deviation / 10 ** round(math.log10(deviation)) - 1) <= self.standard_tolerance:
+                    return True
+        return False
+
     def is_ct(self, values: torch.Tensor) -> bool:
         """Whether voxels look like CT in Hounsfield units."""
-        if not self.has_negatives(values):
+        if not self.has_negatives(values) or self.is_standardized(values):
             return False
         body = values[values > values.min().clamp(min=self.air_hu)]
         tissue, soft, organ = (

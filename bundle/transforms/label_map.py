@@ -9,7 +9,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import ensure_tuple_rep
 
 from .spatial import RestoreGeometry
 
@@ -62,7 +61,7 @@ class LabelMapd(MapTransform):
     Args:
         keys: keys of the scores.
         restore: see :class:`LabelMap`.
-        scores_keys: where the scores stay, one or one for each of ``keys``; ``None`` to drop them.
+        scores_key: key under which the scores are kept, without a copy; ``None`` leaves them out.
         allow_missing_keys: skip keys that are absent.
     """
 
@@ -70,19 +69,19 @@ class LabelMapd(MapTransform):
         self,
         keys: KeysCollection = "pred",
         restore: bool = False,
-        scores_keys: KeysCollection | None = None,
+        scores_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.scores_keys = ensure_tuple_rep(scores_keys, len(self.keys))
+        self.scores_key = scores_key
         self.convert = LabelMap(restore)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Convert each prediction."""
         out = dict(data)
-        for key, scores_key in self.key_iterator(out, self.scores_keys):
-            if scores_key is not None:
-                out[scores_key] = out[key]
+        for key in self.key_iterator(out):
+            if self.scores_key is not None:
+                out[self.scores_key] = out[key]
             out[key] = self.convert(out[key])
         return out
 

@@ -63,14 +63,17 @@ def test_volumes_are_those_of_the_label_map_and_its_affine(tmp_path, told):
     assert lines[1].split()[2:] == "3 mL (0.81) 1 mL (0.20)".split()
     assert lines[2].split()[2:] == "0 mL 2 mL".split()
     assert "look at  a: look at these labels, reverse Dice below 0.3: spleen 0.20" in lines
-    assert f"results  {tmp_path}/CASE/CASE_seg.nii.gz, table {tmp_path}/cases.csv" in lines
+    assert f"results  {tmp_path}/CASE/CASE_seg.nii.gz, table {tmp_path}/measurements.csv" in lines
     assert [text.split(":")[0] for text in told.messages if text[1] == "/"] == ["1/2 a", "2/2 b"]
-    with open(tmp_path / "cases.csv", newline="") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    assert rows == [
-        ("a", "liver", "3.0", "0.81", ""), ("a", "spleen", "1.0", "0.2", ""),
-        ("b", "liver", "0.0", "", ""), ("b", "spleen", "2.0", "", ""),
+    with open(tmp_path / "measurements.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [tuple(row[key] for key in ("case", "label", "volume_ml", "reverse_dice")) for row in rows] == [
+        ("a", "liver", "3.0", "0.81"), ("a", "spleen", "1.0", "0.2"),
+        ("b", "liver", "0.0", ""), ("b", "spleen", "2.0", ""),
     ]  # fmt: skip
+    sizes = [tuple(row[f"{axis}_mm"] for axis in ("left_right", "front_back", "feet_head")) for row in rows]
+    assert sizes == [("1.0", "2.0", "1500.0"), ("1.0", "2.0", "500.0"), ("", "", ""), ("1.0", "2.0", "1000.0")]
+    assert {(row["mean_intensity"], row["confidence"]) for row in rows} == {("", "")}  # no file, no map
 
 
 def test_a_rerun_says_that_nothing_is_left(tmp_path, told):
@@ -85,7 +88,7 @@ def test_a_run_that_goes_on_shows_the_cases_of_before(tmp_path, told):
     run(tmp_path, [label_map("a", 1)])
     run(tmp_path, [label_map("b", 2)], finished=["a"])
     assert told.messages[-1].endswith("1 of the 2 cases were finished before; --resume False makes them anew")
-    assert len((tmp_path / "cases.csv").read_text().splitlines()) == 5
+    assert len((tmp_path / "measurements.csv").read_text().splitlines()) == 5
 
 
 def test_many_labels_and_many_cases_stay_short(tmp_path, told):
@@ -100,7 +103,7 @@ def test_many_labels_and_many_cases_stay_short(tmp_path, told):
     lines = told.messages[-1].strip().splitlines()
     assert max(map(len, lines[:4])) < 100
     assert lines[1].split()[2:] == "2 of 40 3 structure number 40 (0.40)".split()
-    assert lines[4] == "… and 2 more cases, see cases.csv"
+    assert lines[4] == "… and 2 more cases, see measurements.csv"
 
 
 def test_a_case_without_its_file_is_listed_all_the_same(tmp_path, told):

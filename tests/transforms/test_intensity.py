@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import pytest
 import torch
@@ -179,3 +180,14 @@ def test_dataset_json_says_nothing_of_a_scan_from_elsewhere(tmp_path):
         image = MetaTensor(body(), meta={"filename_or_obj": f"{folder}/imagesTr/a.nii.gz"})
         assert clip({"image": image})["image"].meta["modality"] == modality
     assert clip({"image": MetaTensor(body())})["image"].meta["modality"] == "ct"
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("outside", [None, 0.0, -5.0], ids=["whole scan", "body, else 0", "body, else -5"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_standardized_scan_is_no_ct(scale, outside, whole):
+    for values in (heart(), heart().sqrt(), body(padding=-990.0) + 1000):
+        inside = values > (0.2 * values.max() if outside is not None else -math.inf)
+        standard = (values - values[inside].mean()) / values[inside].std(correction=0)
+        standard = scale * (standard if outside is None else torch.where(inside, standard, torch.tensor(outside)))
+        assert taken_for(standard.round() if whole and scale > 1 else standard)[0] == "mr"
