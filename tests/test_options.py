@@ -36,7 +36,7 @@ OVERLAYS = {
     "inference_trt": ["inference", "inference evaluate"],
 }
 OFF = ["completion", "registration", "in_plane_orientation", "atlas_fallback", "pseudo_supports", "refinement",
-       "upsampling", "truncated_structures"]  # fmt: skip
+       "upsampling", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
 
 
 def files(names):
@@ -169,7 +169,7 @@ def test_a_bare_none_is_refused(key, form):
 
 def test_every_part_that_the_inferer_can_do_without_is_a_switch():
     config = ConfigParser.load_config_files(files("inference"))
-    assert set(OFF) == optional_parts(config) < switches(config)
+    assert {*OFF, "support_check"} == optional_parts(config) < switches(config)
     assert {"pretrained"} <= switches(ConfigParser.load_config_files(files("train")))
 
 
@@ -245,7 +245,7 @@ def test_nothing_of_ours_is_active_under_the_paper(tmp_path, phantom_dir):
     given |= {"network_def#encoder": TINY_NETWORK["encoder"]}
     parser = read_config(files("inference evaluate paper"), {**given, "protocol": "official"})
     inferer, network = parser.get_parsed_content("inferer"), parser.get_parsed_content("network")
-    assert all(getattr(inferer, key) is None for key in OFF)
+    assert [key for key in OFF if getattr(inferer, key) is not None] == ["memory_check"]  # which changes no result
     assert inferer.num_slices == 1
     numbers = ("smoothing_mm", "min_reverse_dice", "reverse_dice_discount")
     assert {getattr(inferer, name) for name in numbers} == {0.0}
