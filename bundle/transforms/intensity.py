@@ -111,8 +111,8 @@ class ScanIntensity(Transform):
 
     def has_negatives(self, values: torch.Tensor) -> bool:
         """Whether values below 0 mean something; what equals the lowest value may be padding."""
-        inside = (values < 0) & (values > values.min())
-        return _share(inside, values.numel()) >= self.min_negative_share
+        inside = values > values.min()
+        return _share(inside & (values < 0), int(inside.sum())) >= self.min_negative_share
 
     def is_standardized(self, values: torch.Tensor) -> bool:
         """Whether the mean is 0 and the deviation a power of ten, of all voxels or of those inside a background."""
