@@ -246,7 +246,7 @@ INFERENCE = {
     "memory": (
         do(lambda f: f.monkeypatch.setattr("bundle.memory.available_bytes", lambda _: 1_000_000)),
         r"imagesTs/phantom_05.nii.gz: 4 labels on 48 x 48 x 12 voxels need about 0.0 GB of memory, 0.0 GB are free; "
-        r"segment at most 1 label at a time",
+        r"segment at most 2 labels at a time",
     ),
     "output folder with a number sign": (
         do(lambda f: None, output_dir="/tmp/a#b"),

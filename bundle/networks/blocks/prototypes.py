@@ -196,14 +196,14 @@ def match_cells(
     places: Optional[Tensor] = None,
     cells: Optional[Tensor] = None,
     side: int = 8,
-    reach: float = 6.0,
+    reach: float = 20.0,
 ) -> Tensor:
     """:func:`match_prototypes` of :func:`similarity`, a square of cells at a time, where no gradient is wanted.
 
     What lies between then stays in a processor's cache, and memory does not grow with the grid. With places, each
     square is compared to what is near: a prototype counts if the squared distance of its place from the square exceeds
-    that of the nearest one of its class by no more than ``reach``, since what lies beyond weighs ``exp(-reach)`` and
-    less.
+    that of the nearest one of its class by no more than ``reach``: what lies beyond weighs ``exp(-reach)`` where it is
+    as similar, and is left out even if it is more so.
 
     Arguments as there, and:
         side: cells along a side of a square.
