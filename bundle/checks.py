@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+SPACING_MM = (0.01, 100.0)  # distances of neighboring voxels that scans have
 LABEL_TOLERANCE = 0.01  # by which a label value may miss a whole number
 
 
@@ -92,8 +93,8 @@ def check_geometry(
     affine: np.ndarray,
     name: str,
     header_spacing_mm: Sequence[float] | None = None,
-    lowest_mm: float = 0.01,
-    highest_mm: float = 100.0,
+    range_mm: tuple[float, float] = SPACING_MM,
+    tolerance: float = 0.1,
 ) -> None:
     """Raise unless an affine places voxels as a scanner does.
 
@@ -101,8 +102,8 @@ def check_geometry(
         affine: ``(4, 4)``, voxel indices to mm.
         name: what to call the file in the message.
         header_spacing_mm: the spacing that the header states besides its affine, if there is one.
-        lowest_mm: smallest distance of neighboring voxels.
-        highest_mm: largest.
+        range_mm: smallest and largest distance of neighboring voxels.
+        tolerance: by which the header's spacing may differ from the affine's, as a share of it.
 
     Raises:
         ValueError: if the affine is not finite or not invertible, or a spacing is negative, out of range, or another
@@ -113,11 +114,11 @@ def check_geometry(
         raise ValueError(f"{name}: the header has no valid geometry; repair its affine")
     stated = spacing if header_spacing_mm is None else np.asarray(header_spacing_mm, dtype=float)
     for values in (stated, spacing):
-        if not ((values >= lowest_mm) & (values <= highest_mm)).all():  # NaN fails too
+        if not ((values >= range_mm[0]) & (values <= range_mm[1])).all():  # NaN fails too
             raise ValueError(
-                f"{name}: spacing {_numbers(values)} mm is not in {lowest_mm:g}..{highest_mm:g}; repair the header"
+                f"{name}: spacing {_numbers(values)} mm is not in {range_mm[0]:g}..{range_mm[1]:g}; repair the header"
             )
-    if not np.allclose(stated, spacing, rtol=0.1):
+    if not np.allclose(stated, spacing, rtol=tolerance):
         raise ValueError(
             f"{name}: the header gives two spacings, {_numbers(stated)} mm and by its affine {_numbers(spacing)} mm; "
             "repair it"

@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .keys import MODALITY
+from .keys import MODALITY, MODALITY_REASON
 
 
 def label_name(value: int, names: Mapping[int, str]) -> str:
     """Name of a label value."""
     return names.get(value, f"label {value}")
+
+
+def format_ml(volume_ml: float) -> str:
+    """A volume in milliliters: three digits at least, no exponent."""
+    return f"{volume_ml:.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
 
 
 def describe_quality(
@@ -29,8 +34,9 @@ def describe_quality(
         warn_similarity_below: ``support_similarity`` below which the support is taken for one of another anatomy.
 
     Returns:
-        ``{"modality": "ct" or "mr", "support_similarity": …, "rotated_degrees": …, "atlas_fallback": [name, …],
-        "reverse_dice": {name: …}, "warning": text}``, without what was not measured or is fine.
+        ``{"modality": "ct" or "mr", "modality_reason": text, "support_similarity": …, "rotated_degrees": …,
+        "mirrored": "left-right", "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without
+        what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -46,6 +52,9 @@ def describe_quality(
     modality, theirs = _first(prediction.meta.get(MODALITY)), _listed(prediction.meta.get("support_modality"))
     if modality:
         found[MODALITY] = modality
+        reason = _first(prediction.meta.get(MODALITY_REASON))
+        if reason:
+            found[MODALITY_REASON] = reason
         others = sorted({other for other in theirs if other and other != modality})
         if others:
             warnings.append(
@@ -56,6 +65,12 @@ def describe_quality(
     if turn:
         found["rotated_degrees"] = 90 * turn
         warnings.append(f"this scan lies turned by {90 * turn} degrees in the plane, compared with the support")
+    mirrored = _first(prediction.meta.get("mirrored"))
+    if mirrored:
+        found["mirrored"] = mirrored
+        line = f"this scan looks mirrored ({mirrored}) against the support: its header is wrong, or the person is so"
+        done = "it was turned back" if "unmirrored" in prediction.meta else "--unmirror True turns it back"
+        warnings.append(f"{line}; {done}")
     values = np.asarray(prediction.meta.get("label_values", ())).ravel().tolist()
     if prediction.meta.get("atlas_fallback") is not None:
         shares = torch.as_tensor(prediction.meta["atlas_fallback"]).flatten().tolist()

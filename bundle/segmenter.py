@@ -15,10 +15,13 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, SaveImaged
 from torch import Tensor
 
 from .checks import check_geometry, check_label_values
+from .data.datalist import typed_path
 from .data.fingerprint import read_fingerprint
-from .data.support import SLICES, VALUES, SupportScan, load_support
+from .data.reader import OTHER_AFFINE
+from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
+from .options import read_config
 
 Scan: TypeAlias = str | os.PathLike | np.ndarray | Tensor
 
@@ -54,7 +57,7 @@ class FewShotSegmenter:
 
     Example::
 
-        segmenter = FewShotSegmenter.from_bundle(".")
+        segmenter = FewShotSegmenter.from_bundle()
         segmenter.set_support("a.nii.gz", "a_label.nii.gz")
         label_map = segmenter.segment("b.nii.gz")  # MetaTensor (X, Y, Z), values of the support's label
     """
@@ -62,10 +65,10 @@ class FewShotSegmenter:
     def __init__(self, parser: ConfigParser) -> None:
         self.device = torch.device(parser.get_parsed_content("device"))
         network = parser.get_parsed_content("network")
-        self.network = load_weights(network, parser.get_parsed_content("ckpt_path")).to(self.device).eval()
+        self.network = load_weights(network, typed_path(parser.get_parsed_content("ckpt_path"))).to(self.device).eval()
         self.inferer = parser.get_parsed_content("inferer")
         steps = parser.get_parsed_content("support_preprocessing").flatten().transforms
-        self._ready = bool(self.inferer.support)  # a support in the config counts as one
+        self._ready = bool(self.inferer.support_encoder.support)  # a support in the config counts as one
         self._readers = [step for step in steps if isinstance(step, (LoadImaged, EnsureChannelFirstd))]
         self._framers = [step for step in steps if step not in self._readers]
         self._finishers = {}
@@ -76,31 +79,31 @@ class FewShotSegmenter:
 
     @classmethod
     def from_bundle(
-        cls, path: str | os.PathLike = ".", config: str | Sequence[str] = "configs/inference.json", **overrides: Any
+        cls,
+        path: str | os.PathLike | None = None,
+        config: str | Sequence[str] = "configs/inference.json",
+        **overrides: Any,
     ) -> FewShotSegmenter:
         """Build a segmenter of a bundle.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder; by default the one that this code lies in.
             config: its inference config, or that and overlays such as ``configs/abdomen_ct.json``.
             **overrides: ids of the config, as on the command line: ``ckpt_path="model.pt"``, ``device="cpu"``,
-                ``labels=[1, 2]``, ``**{"registration#reach": 2}``.
+                ``labels=["liver", 2]`` (names need ``label_names={1: "liver"}`` or a ``dataset_dir`` whose
+                ``dataset.json`` has them), ``registration=False`` to switch a part off,
+                ``**{"registration#reach": 2}``.
 
         Raises:
             FileNotFoundError: without the config or the weights.
-            ValueError: for an id that the config does not have, or weights that do not fit the network.
+            ValueError: for an id that the config does not have, a label of unknown name, or weights that do not fit the
+                network.
         """
+        path = Path(__file__).resolve().parent.parent if path is None else path
         files = [Path(path) / name for name in ([config] if isinstance(config, str) else config)]
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]}: no such config; path must be the bundle's folder")
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        for key, value in {"bundle_root": str(path), **overrides}.items():
-            if key not in parser:
-                raise ValueError(f"{key}: {files[0].name} has no such id; see {sorted(parser.get())}")
-            parser[key] = value
-        return cls(parser)
+        if not files[0].parent.is_dir():
+            raise FileNotFoundError(f"{files[0]}: no such config; path must be the bundle's folder")
+        return cls(read_config(files, {"bundle_root": str(path), **overrides}))
 
     def set_support(
         self,
@@ -141,13 +144,13 @@ class FewShotSegmenter:
         for index, (image, label) in enumerate(zip(scans, maps)):
             options = {key: given[index] for key, given in per_scan.items()}
             support.append(self._support_scan(image, label, index + 1, affine, spacing, options))
-        self.inferer.set_support(support)
+        self.inferer.set_support(keep_labels(support, self.inferer.support_encoder.labels))
         self._ready = True
 
     def set_pseudo_supports(
         self, images: Scan | Sequence[Scan], *, affine: Any = None, spacing: Sequence[float] | None = None
     ) -> None:
-        """Take unlabelled scans as pseudo_supports, which pass the support's labels on; they replace the earlier ones.
+        """Take unlabelled scans as pseudo-supports, which pass the support's labels on; they replace the earlier ones.
 
         The segmenter must want them: ``from_bundle(path, num_pseudo_supports=3)`` or more.
 
@@ -157,7 +160,7 @@ class FewShotSegmenter:
             spacing: the same.
 
         Raises:
-            RuntimeError: if the segmenter does not want pseudo_supports.
+            RuntimeError: if the segmenter does not want pseudo-supports.
             ValueError, TypeError, FileNotFoundError: for what :meth:`segment` says of its image.
         """
         frames = []
@@ -210,9 +213,7 @@ class FewShotSegmenter:
         scan = self._read(image, names[IMAGE], affine, spacing)
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
-        return load_support(
-            {**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}), self.inferer.labels
-        )
+        return load_support({**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}))
 
     def _read(
         self,
@@ -232,6 +233,7 @@ class FewShotSegmenter:
             read_fingerprint(name, is_label)  # says in one line what is wrong with the file
             key = LABEL if is_label else IMAGE
             values = _apply(self._readers, {key: name})[key]
+        own = affine is None and spacing is None
         if spacing is not None:
             affine = np.diag([*np.broadcast_to(np.asarray(spacing, dtype=float), 3), 1.0])
         for other in (getattr(values, "affine", None), fallback, np.eye(4)):
@@ -243,7 +245,8 @@ class FewShotSegmenter:
         array = _to_array(values, name)
         if is_label:
             check_label_values(array, name)
-        meta = {"filename_or_obj": name, "original_affine": grid, "spatial_shape": np.array(array.shape[1:])}
+        known = {k: v for k, v in getattr(values, "meta", {}).items() if k == OTHER_AFFINE and own}
+        meta = {**known, "filename_or_obj": name, "original_affine": grid, "spatial_shape": np.array(array.shape[1:])}
         return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(grid), meta=meta)
 
 

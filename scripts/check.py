@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fire
-
 from bundle.keys import IMAGE, LABEL
+
+from .command import command
 
 if TYPE_CHECKING:  # what takes seconds to import is imported where it is used: --help answers at once
     from bundle.data.fingerprint import Finding
@@ -30,23 +29,20 @@ def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None
     from bundle.data.fingerprint import FOLDERS, check_entries, check_folder
     from bundle.data.preflight import leave_out
 
-    try:
-        root = Path(str(dataset_dir))
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder; give the folder of a data set")
-        folders = [(images, labels) for images, labels in FOLDERS.items() if (root / images).is_dir()]
-        scans = [scan for images, labels in folders or [("", "labels")] for scan in make_datalist(root, images, labels)]
-        if not scans:
-            raise ValueError(f"{root}: no scans; {_remedy(root)}")
-        names = label_names(root)
-        total = len(scans)
-        findings = check_entries(scans, names=names, num_workers=num_workers, progress=True) + check_folder(root)
-        findings += [] if folders else _labels_among(scans, root)
-        leave_out(scans, findings, strict, print)
-        print(f"{root}: {total} scans, {len(scans)} usable, {len(findings)} findings")
-        print("\n".join(summary(scans, names)))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"check: {' '.join(str(error).split())}")
+    root = Path(str(dataset_dir))
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; give the folder of a data set")
+    folders = [(images, labels) for images, labels in FOLDERS.items() if (root / images).is_dir()]
+    scans = [scan for images, labels in folders or [("", "labels")] for scan in make_datalist(root, images, labels)]
+    if not scans:
+        raise ValueError(f"{root}: no scans; {_remedy(root)}")
+    names = label_names(root)
+    total = len(scans)
+    findings = check_entries(scans, names=names, num_workers=num_workers, progress=True) + check_folder(root)
+    findings += [] if folders else _labels_among(scans, root)
+    leave_out(scans, findings, strict, print)
+    print(f"{root}: {total} scans, {len(scans)} usable, {len(findings)} findings")
+    print("\n".join(summary(scans, names)))
 
 
 def _remedy(root: Path) -> str:
@@ -99,9 +95,9 @@ def _counts(values: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in Counter(values).most_common())
 
 
-def main() -> None:
-    """Run the command line."""
-    fire.Fire(check, name="scripts.check")
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.check") -> None:
+    """Run the command line; bad input ends with one line and a non-zero status."""
+    command(check, name, arguments)
 
 
 if __name__ == "__main__":

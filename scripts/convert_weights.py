@@ -1,25 +1,18 @@
 """Convert published weights to this bundle's ``model.pt``.
 
-Usage: python -m scripts.convert_weights {official,torchvision,efficientnet_lite} SRC DST
+Usage: python -m scripts.convert_weights {official,adnet,torchvision,efficientnet_lite} SRC DST
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-import fire
+from .command import command
+from .on_demand import OnDemand
 
-from bundle.networks.weights import (
-    ConvertedWeights,
-    convert_efficientnet_lite,
-    convert_official,
-    convert_torchvision,
-    read_state_dict,
-    save_state_dict,
-)
+published = OnDemand("bundle.networks.weights")
 
 
 @dataclass
@@ -31,7 +24,7 @@ class Conversion:
         dst: the file to write.
     """
 
-    weights: ConvertedWeights
+    weights: Any
     dst: str
 
 
@@ -42,11 +35,22 @@ def official(src: str, dst: str) -> Conversion:
         src: the checkpoint, a state dict with keys encoder.backbone.* and encoder.localconv.weight.
         dst: the file to write, for example models/model.pt.
     """
-    return Conversion(convert_official(read_state_dict(str(src))), str(dst))
+    return Conversion(published.convert_official(published.read_state_dict(str(src))), str(dst))
+
+
+def adnet(src: str, dst: str, seed: int = 0) -> Conversion:
+    """Convert the encoder of a checkpoint of ADNet's published code (ResNet-101); its threshold is left out.
+
+    Args:
+        src: the checkpoint, a state dict with keys encoder.backbone.*, encoder.localconv.weight and t.
+        dst: the file to write, for example models/model.pt.
+        seed: seed of the closing 1x1 convolution, made at random if the checkpoint has none.
+    """
+    return Conversion(published.convert_adnet(published.read_state_dict(str(src)), seed), str(dst))
 
 
 def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: int = 0) -> Conversion:
-    """Convert a torchvision ResNet (18, 34, 50, 101) or DeepLabV3-ResNet state dict.
+    """Convert a torchvision ResNet (18, 34, 50, 101), DeepLabV3-ResNet or FCN-ResNet state dict.
 
     Args:
         src: the state dict.
@@ -54,7 +58,9 @@ def torchvision(src: str, dst: str, embedding_channels: int | None = 256, seed: 
         embedding_channels: channels of the closing 1x1 convolution, made at random; None for none.
         seed: seed of that convolution.
     """
-    return Conversion(convert_torchvision(read_state_dict(str(src)), embedding_channels, seed), str(dst))
+    return Conversion(
+        published.convert_torchvision(published.read_state_dict(str(src)), embedding_channels, seed), str(dst)
+    )
 
 
 def efficientnet_lite(
@@ -75,16 +81,16 @@ def efficientnet_lite(
         seed: seed of that convolution.
         taps: blocks whose outputs make the features, such as [5,11]; takes the place of that convolution.
     """
-    weights = convert_efficientnet_lite(read_state_dict(str(src)), num_blocks, embedding_channels, seed, taps)
+    weights = published.convert_efficientnet_lite(
+        published.read_state_dict(str(src)), num_blocks, embedding_channels, seed, taps
+    )
     return Conversion(weights, str(dst))
 
 
-def _write(result: Any) -> Any:
-    """Save a conversion and say in one line what it is; pass anything else on to Fire."""
-    if not isinstance(result, Conversion):
-        return result
+def _write(result: Conversion) -> str:
+    """Save a conversion and say in one line what it is."""
     weights = result.weights
-    save_state_dict(weights.state_dict, result.dst)
+    published.save_state_dict(weights.state_dict, result.dst)
     size = sum(value.numel() * value.element_size() for value in weights.state_dict.values()) / 1e6
     encoder = json.dumps({"_target_": f"bundle.networks.{weights.encoder}", **weights.arguments})
     line = f"wrote {result.dst}: {len(weights.state_dict)} tensors, {size:.1f} MB, for the encoder {encoder}"
@@ -93,13 +99,13 @@ def _write(result: Any) -> Any:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    commands = {"official": official, "torchvision": torchvision, "efficientnet_lite": efficientnet_lite}
-    try:
-        # Fire calls a command before it looks at options left over, but `serialize` only if none is: so a misspelt
-        # option writes nothing.
-        fire.Fire(commands, name="scripts.convert_weights", serialize=_write)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"convert_weights: {error}")
+    commands = {
+        "official": official,
+        "adnet": adnet,
+        "torchvision": torchvision,
+        "efficientnet_lite": efficientnet_lite,
+    }
+    command(commands, "scripts.convert_weights", finish=_write)
 
 
 if __name__ == "__main__":

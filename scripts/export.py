@@ -9,11 +9,10 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
+from .command import command
 
 NAME = "fewshot_alpnet_segmentation"
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,8 +103,9 @@ def monailabel(
 
     Args:
         dst: folder of MONAI Label's app monaibundle.
-        labels: names that clients offer, in the order of their values: liver,spleen. By default those of dataset.json
-            in the studies folder; without names a client shows one called structure.
+        labels: names that clients offer, in the order of their values: liver,spleen. A label of such a name has that
+            value in every answer. By default the names of dataset.json in the studies folder, or else those of its
+            finished labels; without names a client shows one called structure.
         studies: studies folder.
         weights: file to use as models/model.pt instead of ours.
     """
@@ -124,18 +124,29 @@ def monailabel(
         metadata = json.loads(file.read_text())
         metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "background", **names}
         file.write_text(json.dumps(metadata, indent=4) + "\n")
+        file = target / "configs" / "inference.json"
+        config = json.loads(file.read_text()) | {"app_labels": {name: int(value) for value, name in names.items()}}
+        file.write_text(json.dumps(config, indent=4) + "\n")
     return f"wrote {target}: labels {list(names.values()) or 'named by the support'}"
 
 
 def _names(labels: str | Sequence[str] | None, studies: str | None) -> dict[str, str]:
+    """Names of the labels by their values, as text."""
     if labels is not None:
-        listed = labels.split(",") if isinstance(labels, str) else list(labels)
-        return {str(value): str(name).strip() for value, name in enumerate(listed, start=1)}
+        listed = [str(name).strip() for name in (labels.split(",") if isinstance(labels, str) else labels)]
+        if not all(listed) or len({name.casefold() for name in listed}) < len(listed):
+            raise ValueError(f"labels must be different names, such as liver,spleen, got {labels!r}")
+        return {str(value): name for value, name in enumerate(listed, start=1)}
     if studies is None:
         return {}
     from bundle.data.datalist import label_names  # the zoo's copy is written without it
+    from bundle.data.datastore import Datastore
 
-    return {str(value): name for value, name in sorted(label_names(studies).items())}
+    found = {str(value): name for value, name in sorted(label_names(studies).items())}
+    store = None if found else Datastore.find(Path(studies) / "scan")
+    if store is not None and store.finished():
+        return {str(value): name for name, value in store.entries(store.finished())[1].items()}
+    return found
 
 
 def _size(folder: Path) -> float:
@@ -144,10 +155,7 @@ def _size(folder: Path) -> float:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire({"zoo": zoo, "monailabel": monailabel}, name="scripts.export")
-    except (ValueError, OSError) as error:
-        sys.exit(f"export: {error}")
+    command({"zoo": zoo, "monailabel": monailabel}, "scripts.export")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 #
 # LINT_DIR: the environment of these tools (.lint), made on the first call; it needs neither PyTorch nor MONAI.
 set -euo pipefail
+case "${1:-}" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    ?*) echo "error: $1: there are no options; see scripts/lint.sh --help" >&2; exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin="${LINT_DIR:-.lint}/bin"
 if [ ! -x "$bin/mypy" ]; then

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.inferers.location import align_scans, describe_slices, nearest_slices
+from bundle.inferers.slice_registration import align_scans, describe_slices, nearest_slices
 from bundle.networks import ALPNet
 
 

@@ -8,15 +8,19 @@ if [ $# -lt 1 ] || [ "$1" = "--help" ] || [ "$1" = "-h" ]; then
     sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"
     exit $([ $# -lt 1 ] && echo 2 || echo 0)
 fi
-[ -d "$1" ] || { echo "monailabel: $1: no such folder of scans" >&2; exit 2; }
+[ -d "$1" ] || { echo "error: $1: no such folder of scans; see scripts/monailabel.sh --help" >&2; exit 2; }
 studies="$(cd "$1" && pwd)"; shift
 host=127.0.0.1; port=8000; export_args=(); more=()
+need() { [ $# -ge 2 ] || { echo "error: $1: no value; see scripts/monailabel.sh --help" >&2; exit 2; }; }
 while [ $# -gt 0 ]; do
     case "$1" in
-        --host) host="$2"; shift 2 ;;
-        --port) port="$2"; shift 2 ;;
-        --labels) export_args+=(--labels "$2"); shift 2 ;;
-        --weights) export_args+=(--weights "$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"); shift 2 ;;
+        --host) need "$@"; host="$2"; shift 2 ;;
+        --port) need "$@"; port="$2"; shift 2 ;;
+        --labels) need "$@"; export_args+=(--labels "$2"); shift 2 ;;
+        --weights)
+            need "$@"
+            [ -f "$2" ] || { echo "error: $2: no such weights" >&2; exit 2; }
+            export_args+=(--weights "$(cd "$(dirname "$2")" && pwd)/$(basename "$2")"); shift 2 ;;
         *) more+=("$1"); shift ;;
     esac
 done

@@ -2,6 +2,10 @@
 # Builds the environment of MONAI Label once and prints its Python.
 # usage: scripts/monailabel_env.sh          MONAILABEL_ENV: where it lies (.monailabel); PYTHON: which Python builds it
 set -euo pipefail
+case "${1:-}" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    ?*) echo "error: $1: there are no options; see scripts/monailabel_env.sh --help" >&2; exit 2 ;;
+esac
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 env="${MONAILABEL_ENV:-$root/.monailabel}"
 ready="$env/.ready-0.8.5-1"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from .command import command
+from .on_demand import OnDemand
 
-import fire
-
-from bundle.data.datastore import Datastore
+store = OnDemand("bundle.data.datastore")
 
 
 def next_sample(studies: str) -> str:
@@ -20,7 +18,7 @@ def next_sample(studies: str) -> str:
     Args:
         studies: the studies folder.
     """
-    datastore = Datastore(studies)
+    datastore = store.Datastore(studies)
     found = {key: datastore.reverse_dice(key) for key in datastore.unlabelled()}
     means = {key: sum(each.values()) / len(each) if each else -1.0 for key, each in found.items()}
     lines = []
@@ -33,10 +31,7 @@ def next_sample(studies: str) -> str:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire(next_sample, name="scripts.next_sample")
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        sys.exit(f"next_sample: {error}")
+    command(next_sample, "scripts.next_sample")
 
 
 if __name__ == "__main__":

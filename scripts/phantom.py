@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
-import fire
+from .command import command
+from .on_demand import OnDemand
 
-from bundle.data.phantom import write_phantom
+generated = OnDemand("bundle.data.phantom")
 
 
 def phantom(
@@ -22,12 +22,9 @@ def phantom(
         seed: number of the family of patients; the same seed gives the same scans.
         num_test: further scans in imagesTs and labelsTs.
     """
-    try:
-        root = write_phantom(dst, num_subjects, seed, modality, num_test)
-    except (TypeError, ValueError, OSError) as error:
-        sys.exit(f"phantom: {error}")
+    root = generated.write_phantom(dst, num_subjects, seed, modality, num_test)
     print(f"{num_subjects} + {num_test} {modality} scans in {root}")
 
 
 if __name__ == "__main__":
-    fire.Fire(phantom)
+    command(phantom, "scripts.phantom")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import fire
+from .command import command
 
 Triple = tuple[float, float, float]
 
@@ -167,10 +167,8 @@ def _names(label_names: Any) -> dict[int, str]:
     return {key: str(name) for key, name in label_names.items()}
 
 
-def _run(result: Any) -> Any:
-    """Prepare the data set and say what became of it; pass anything else on to Fire."""
-    if not isinstance(result, Preparation):
-        return result
+def _run(result: Preparation) -> None:
+    """Prepare the data set and say what became of it."""
     # imported here, since it takes seconds and --help shall answer at once
     from bundle.data.prepare import Options, format_summary, make_recipe, prepare_dataset
 
@@ -189,18 +187,12 @@ def _run(result: Any) -> Any:
         raise ValueError(f"nothing was prepared, all {skipped} cases are bad")
     if result.strict and skipped:
         raise ValueError(f"{skipped} cases were skipped")
-    return None
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.prepare") -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        # Fire looks at options left over before it calls `serialize`: a misspelt option prepares nothing.
-        fire.Fire(
-            {"chaos": chaos, "sabs": sabs, "mscmr": mscmr, "folder": folder}, name="scripts.prepare", serialize=_run
-        )
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"prepare: {error}")
+    commands = {"chaos": chaos, "sabs": sabs, "mscmr": mscmr, "folder": folder}
+    command(commands, name, arguments, finish=_run)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,35 @@
 """Pictures of what the bundle does: ``python -m scripts.preview COMMAND --dataset_dir DIR``.
 
 Each command writes one PNG and prints its path. The transforms are those that the configs declare. Any id of the
-config can be given as an option, for example ``--superpixel#parameters#min_size 100``.
+config can be given as an option, for example ``--superpixel#levels#felzenszwalb#1#min_size 100``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fire
-import numpy as np
-import torch
-from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
-from torch.utils.data import default_collate
+from .command import command
+from .on_demand import OnDemand
 
-from bundle import visualize as show
-from bundle.data import case_name, label_names, load_support, make_datalist, resolve_support, select_cases
-from bundle.data.support import slice_spacing
-from bundle.errors import root_cause
-from bundle.inferers.location import align_scans, describe_slices, nearest_slices
-
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    np = OnDemand("numpy")
+    torch = OnDemand("torch")
 ROOT = Path(__file__).resolve().parent.parent
+options = OnDemand("bundle.options")
+show = OnDemand("bundle.visualize")
+data = OnDemand("bundle.data")
+support_scans = OnDemand("bundle.data.support")
+slice_registration = OnDemand("bundle.inferers.slice_registration")
+transforms = OnDemand("monai.transforms")
+torch_data = OnDemand("torch.utils.data")
 
 
 def superpixels(
@@ -50,7 +52,7 @@ def superpixels(
         slices: how many slices to show.
         config_file: training config whose transforms count.
         overrides: ids and values of the config, as a dictionary.
-        settings: any id of the config, such as --superpixel#parameters#min_size 100.
+        settings: any id of the config, such as --superpixel#levels#felzenszwalb#1#min_size 100.
     """
     parser = read_config(config_file, dataset_dir, overrides, {"cache_dir": None, **settings})
     path = choose_image(dataset_dir, case, image)
@@ -63,7 +65,8 @@ def superpixels(
         " ".join(f"{k} {v}" for k, v in one.items())
         for one in (parameters if isinstance(parameters, list) else [parameters])
     ]
-    title = f"{case_name(path)}: {parser.get_parsed_content('superpixel#method')} ({'; '.join(texts)})"
+    method = parser.get_parsed_content("superpixel#method")
+    title = f"{data.case_name(path)}: {getattr(method, '__name__', method)} ({'; '.join(texts)})"
     return show.save_figure(show.superpixel_figure(planes, maps, title=title, count=slices), output)
 
 
@@ -95,10 +98,12 @@ def episodes(
     parser = read_config(config_file, dataset_dir, overrides, {**fixed, **settings})
     dataset = parser.get_parsed_content("train#dataset")
     prepare = parser.get_parsed_content("train#trainer#prepare_batch")
-    drawn = show.episode_planes(prepare(default_collate([dataset[i] for i in range(count)]), "cpu"), count=count)
+    drawn = show.episode_planes(
+        prepare(torch_data.default_collate([dataset[i] for i in range(count)]), "cpu"), count=count
+    )
     scan = dataset.transform({"image": path})
     aspect = show.to_planes(plain(scan["image"]), scan["image"].affine).aspect
-    title = f"{case_name(path)}: {count} episodes, seed {seed}"
+    title = f"{data.case_name(path)}: {count} episodes, seed {seed}"
     return show.save_figure(show.episode_figure(drawn, title, aspect=aspect), output)
 
 
@@ -138,8 +143,8 @@ def overlay(
     if filled is None and outlined is None:
         raise ValueError("nothing to draw over the image; give --prediction, --label or --run_dir")
     planes = show.to_planes(plain(scan), scan.affine)
-    names = label_names(dataset_dir) if dataset_dir else None
-    figure = show.overlay_figure(planes, filled, outlined, names=names, title=case_name(image), count=slices)
+    names = data.label_names(dataset_dir) if dataset_dir else None
+    figure = show.overlay_figure(planes, filled, outlined, names=names, title=data.case_name(image), count=slices)
     return show.save_figure(figure, output)
 
 
@@ -173,7 +178,7 @@ def triptych(
         labels[here],
         query.values[there],
         predicted[there],
-        label_names(dataset_dir) if dataset_dir else None,
+        data.label_names(dataset_dir) if dataset_dir else None,
         None if truth is None else truth[there],
         (support.pixel_mm, query.pixel_mm),
         (query.left, query.top),
@@ -184,7 +189,7 @@ def triptych(
 def prototypes(
     dataset_dir: str,
     case: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     slice: int | None = None,  # noqa: A002
     output: str = "prototypes.png",
     config_file: str = "configs/inference.json",
@@ -196,7 +201,7 @@ def prototypes(
     Args:
         dataset_dir: folder of the data set.
         case: name of the query; the first that is no support if not given.
-        label: label value; the first that the support shows if not given.
+        label: label, by value or name; the first that the support shows if not given.
         slice: slice of the query, from 1; that whose support slices show most of the label if not given.
         output: the PNG to write.
         config_file: inference config whose network, weights, support and transforms count.
@@ -204,9 +209,9 @@ def prototypes(
         settings: any id of the config, such as --ckpt_path or --support "[{'image': …, 'label': …}]".
     """
     parser = read_config(config_file, dataset_dir, overrides, {"device": "cpu", **settings})
-    entries = resolve_support(parser.get_parsed_content("support"), dataset_dir)[:1]
-    support_case = case_name(entries[0]["image"])
-    others = [entry for entry in make_datalist(dataset_dir) if case_name(entry["image"]) != support_case]
+    entries = data.resolve_support(parser.get_parsed_content("support"), dataset_dir)[:1]
+    support_case = data.case_name(entries[0]["image"])
+    others = [entry for entry in data.make_datalist(dataset_dir) if data.case_name(entry["image"]) != support_case]
     if not others:
         raise ValueError(f"{dataset_dir}: no scan besides the support {support_case}")
     path = choose_entry(dataset_dir, case)["image"] if case else others[0]["image"]
@@ -217,8 +222,8 @@ def prototypes(
     state = torch.load(weights, map_location="cpu", weights_only=True)
     network.load_state_dict(state.get("model", state))
     preprocessing = parser.get_parsed_content("preprocessing")
-    support = load_support(entries[0], preprocessing)
-    value = support.values[0] if label is None else label
+    support = data.load_support(entries[0], preprocessing)
+    value = (data.label_values(label, data.label_names(dataset_dir)) or support.values)[0]
     if value not in support.values:
         raise ValueError(f"label must be one that the support {support_case} shows, {support.values}, got {value}")
     scan = preprocessing({"image": path})["image"]
@@ -226,15 +231,15 @@ def prototypes(
     masks = support.label.movedim(-1, 0)
     with torch.no_grad():
         features = [torch.cat([network.encode(part) for part in volume.split(8)]) for volume in (query, reference)]
-    described, described_reference = (describe_slices(feature) for feature in features)
-    (positions, _), *_ = align_scans(
+    described, described_reference = (slice_registration.describe_slices(feature) for feature in features)
+    (positions, _), *_ = slice_registration.align_scans(
         described,
         described_reference,
-        slice_spacing(scan),
+        support_scans.slice_spacing(scan),
         support.spacing_mm,
         **parser.get_parsed_content("alignment"),
     )
-    chosen = nearest_slices(
+    chosen = slice_registration.nearest_slices(
         positions, torch.tensor(support.annotated_slices), parser.get_parsed_content("num_slices")
     )  # (Dq, K)
     shown = (masks == value).flatten(1).sum(1)[chosen.clamp(min=0)] * (chosen >= 0)
@@ -246,7 +251,7 @@ def prototypes(
     if len(index) == 0 or not bool((masks[index] == value).any()):
         raise ValueError(f"slice {z + 1}: label {value} is on none of its support slices; choose another slice")
     result = show.prototype_map(network, query[z], reference[index], masks[index] == value, masks[index] == 0)
-    names = label_names(dataset_dir)
+    names = data.label_names(dataset_dir)
     name = names.get(value, f"label {value}")
     frame = show.to_planes(plain(scan), scan.affine)
     figure = show.prototype_figure(
@@ -255,7 +260,7 @@ def prototypes(
         show.frame_to_picture(query[z, 0].numpy()),
         name,
         (frame.pixel_mm, frame.pixel_mm),
-        f"{name}: {case_name(path)} slice {z + 1} from {support_case} slices {[int(i) + 1 for i in index]}",
+        f"{name}: {data.case_name(path)} slice {z + 1} from {support_case} slices {[int(i) + 1 for i in index]}",
     )
     return show.save_figure(figure, output)
 
@@ -275,33 +280,19 @@ def curves(run: str, output: str = "curves.png") -> Path:
 
 def read_config(
     config_file: str | Sequence[str], dataset_dir: str | None, overrides: Mapping | None, settings: Mapping[str, Any]
-) -> ConfigParser:
+) -> Any:
     """Read configs and override ids: first ``settings``, then ``overrides``.
 
     Raises:
         FileNotFoundError: if a config does not exist, neither as named nor in the bundle.
         ValueError: for an id that the config lacks.
     """
-    files = [config_file] if isinstance(config_file, (str, os.PathLike)) else list(config_file)
-    paths = []
-    for file in files:
-        path = next((p for p in (Path(file), ROOT / file) if p.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"{file}: no such config_file")
-        paths.append(str(path))
-    parser = ConfigParser()
-    parser.read_config(paths)
-    parser["bundle_root"] = str(ROOT)
-    if dataset_dir is not None:
-        parser["dataset_dir"] = str(dataset_dir)
     if overrides is not None and not isinstance(overrides, Mapping):
         raise TypeError(f"overrides must be a dictionary, \"{{'seed': 1}}\", got {overrides!r}")
-    for key, value in {**settings, **(overrides or {})}.items():
-        name = key.replace("::", "#")
-        if name not in parser and name.rpartition("#")[0] not in (*parser.config, "superpixel#parameters"):
-            raise ValueError(f"no such option or id of {', '.join(map(str, files))}: {key}")
-        parser[name] = value
-    return parser
+    files = [config_file] if isinstance(config_file, (str, os.PathLike)) else list(config_file)
+    paths = [next((path for path in (Path(file), ROOT / file) if path.is_file()), Path(file)) for file in files]
+    fixed = {"bundle_root": str(ROOT), **({} if dataset_dir is None else {"dataset_dir": str(dataset_dir)})}
+    return options.read_config(paths, {**fixed, **settings, **(overrides or {})})
 
 
 def choose_entry(dataset_dir: str | None, case: str | None) -> dict[str, str]:
@@ -310,10 +301,10 @@ def choose_entry(dataset_dir: str | None, case: str | None) -> dict[str, str]:
         raise ValueError("no scan given; set --dataset_dir (and --case), or --image")
     if not os.path.isdir(dataset_dir):
         raise FileNotFoundError(f"{dataset_dir}: no such data set; check dataset_dir")
-    entries = make_datalist(dataset_dir)
+    entries = data.make_datalist(dataset_dir)
     if not entries:
         raise ValueError(f"{dataset_dir}: no images; a data set has imagesTr/*.nii.gz")
-    return select_cases(entries, [str(case)])[0] if case is not None else entries[0]
+    return data.select_cases(entries, [str(case)])[0] if case is not None else entries[0]
 
 
 def choose_image(dataset_dir: str | None, case: str | None, image: str | None) -> str:
@@ -347,7 +338,7 @@ def read_scan(path: str) -> Any:
     """An image file as a tensor ``(1, X, Y, Z)`` with its affine."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
-    scan = LoadImage(image_only=True, ensure_channel_first=True)(path)
+    scan = transforms.LoadImage("bundle.data.NiftiReader", image_only=True, ensure_channel_first=True)(path)
     if scan.ndim != 4 or scan.shape[0] != 1:
         raise ValueError(f"{path}: expected one 3D volume, got shape {tuple(scan.shape)}")
     return scan
@@ -379,12 +370,7 @@ def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    commands = {f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}
-    try:
-        fire.Fire(commands, name="scripts.preview", serialize=str)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        text = root_cause(error)
-        sys.exit(f"preview: {' '.join(str(text.args[0] if text.args and len(text.args) == 1 else text).split())}")
+    command({f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}, "scripts.preview")
 
 
 if __name__ == "__main__":

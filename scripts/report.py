@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-import fire
-from monai.utils import optional_import
-
 from bundle.atomic import write_text
-from bundle.handlers.run_record import command_line, versions
-from bundle.visualize.report import build_page, find_runs
 
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .command import command
+from .on_demand import OnDemand
+
+record = OnDemand("bundle.handlers.run_record")
+pages = OnDemand("bundle.visualize.report")
+terminal = OnDemand("bundle.terminal")
 
 
 def report(
@@ -33,23 +33,20 @@ def report(
         title: heading of the page.
         max_pictures: slices in the page at most, shared by its cases, at least 6 each.
     """
-    try:
-        if dataset_dir is not None and not os.path.isdir(str(dataset_dir)):
-            raise FileNotFoundError(f"{dataset_dir}: no such data set; check dataset_dir")
-        runs = find_runs(str(run_dir))
-        bar = (lambda cases: tqdm(cases, desc="cases", unit="case")) if has_tqdm else None
-        page = build_page(runs, dataset_dir, title, command_line(), versions(), max_pictures, bar)
-        target = Path(output) if output else Path(str(run_dir)) / "report.html"
-        write_text(target, page)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"report: {' '.join(str(error).split())}")
+    if dataset_dir is not None and not os.path.isdir(str(dataset_dir)):
+        raise FileNotFoundError(f"{dataset_dir}: no such data set; check dataset_dir")
+    runs = pages.find_runs(str(run_dir))
+    bar = lambda cases: terminal.progress(cases, len(cases), "pictures", "case")  # noqa: E731
+    page = pages.build_page(runs, dataset_dir, title, record.command_line(), record.versions(), max_pictures, bar)
+    target = Path(output) if output else Path(str(run_dir)) / "report.html"
+    write_text(target, page)
     print(target)
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.report") -> None:
+    """Run the command line; bad input ends with one line and a non-zero status."""
     warnings.filterwarnings("ignore")
-    fire.Fire(report, name="scripts.report")
+    command(report, name, arguments)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,27 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-import torch
-from monai.bundle import ConfigParser
-from monai.transforms import Compose
-from torch.utils.data import default_collate
-from torch.utils.flop_counter import FlopCounterMode
+from typing import TYPE_CHECKING, Any
 
 from bundle import __version__
 from bundle.atomic import write_text
-from bundle.data import load_support, resolve_support
-from bundle.data.support import slice_spacing
-from bundle.networks import fast_precision, load_weights
-from bundle.transforms import RandEpisoded, RandPseudoLabeld, Superpixels
 
-from .literal import episode_loss, segment_volume, train_steps
+from .on_demand import OnDemand
 
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = OnDemand("torch")
 ROOT = Path(__file__).resolve().parent.parent
+data = OnDemand("bundle.data")
+support_scans = OnDemand("bundle.data.support")
+networks = OnDemand("bundle.networks")
+options = OnDemand("bundle.options")
+own = OnDemand("bundle.transforms")
+transforms = OnDemand("monai.transforms")
+torch_data = OnDemand("torch.utils.data")
+flop_counter = OnDemand("torch.utils.flop_counter")
+loops = OnDemand("scripts.literal")
 RESNET = {"_target_": "bundle.networks.ResNetEncoder", "depth": 101, "output_stride": 8, "embedding_channels": 256}
 MATCHING: dict[str, Any] = {  # leaves what the published method has as well
     "num_slices": 1,
@@ -105,7 +108,7 @@ def speed(
         rows += start_rows(common, output_dir)
     if "training" in parts:
         peak = matmul_peak(place)
-        print(f"matmul: {peak / 1e12:.2f} TFLOP/s in {fast_precision(place)}", flush=True)
+        print(f"matmul: {peak / 1e12:.2f} TFLOP/s in {networks.fast_precision(place)}", flush=True)
         for name, encoder in (("EfficientNet-Lite0", None), ("ResNet-101", RESNET))[: 1 + resnet]:
             rows += training_rows(name, encoder, common, place, batch_size, steps, rounds, peak)
     if "inference" in parts:
@@ -134,14 +137,10 @@ def device_name(device: torch.device) -> str:
     return f"CPU {model or 'of unknown make'}, {torch.get_num_threads()} thread(s)"
 
 
-def read(files: Sequence[str], settings: dict[str, Any]) -> ConfigParser:
+def read(files: Sequence[str], settings: dict[str, Any]) -> Any:
     """A parser of configs with ids overridden."""
-    parser = ConfigParser()
-    parser.read_config([str(ROOT / "configs" / f"{name}.json") for name in files])
-    parser["bundle_root"] = str(ROOT)
-    for key, value in settings.items():
-        parser[key] = value
-    return parser
+    paths = [ROOT / "configs" / f"{name}.json" for name in files]
+    return options.read_config(paths, {"bundle_root": str(ROOT), **settings})
 
 
 def clock(work: Callable[[], Any], device: torch.device) -> float:
@@ -177,7 +176,7 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
 def matmul_peak(device: torch.device) -> float:
     """FLOP/s of a large matrix product in the number format of the encoder: the roof."""
     size = 8192 if device.type == "cuda" else 2048
-    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, fast_precision(device)))
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, networks.fast_precision(device)))
     return 2 * size**3 / min(clock(lambda: matrix @ matrix, device) for _ in range(6))
 
 
@@ -203,7 +202,7 @@ def training_rows(
         "train#handlers": [],
         "train#dataset#num_workers": os.cpu_count(),
     }
-    shared = {key: default[key] for key in ("crop_to_body", "superpixel#parameters")}  # both start from the same maps
+    shared = {key: default[key] for key in ("crop_to_body", "superpixel")}  # both start from the same maps
     paper = {**shared, **settings}
     rows = []
     for recipe, files, chosen in (("published", ["train", "paper"], paper), ("default", ["train"], settings)):
@@ -238,24 +237,24 @@ def training_rows(
 
 def step_flops(trainer: Any, dataset: Any, batch_size: int) -> int:
     """Counted floating point operations of one step, forward and backward."""
-    batch = default_collate([dataset[index] for index in range(batch_size)])
+    batch = torch_data.default_collate([dataset[index] for index in range(batch_size)])
     image, target, _, support = trainer.prepare_batch(batch, trainer.state.device)
     trainer.network.train()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter.FlopCounterMode(display=False) as counter:
         trainer.loss_function(trainer.network(image, **support), target).backward()
     trainer.optimizer.zero_grad()
     return counter.get_total_flops()
 
 
-def literal_side(
-    parser: ConfigParser, dataset: Any, device: torch.device, steps: int
-) -> tuple[Callable[[], Any], float]:
+def literal_side(parser: Any, dataset: Any, device: torch.device, steps: int) -> tuple[Callable[[], Any], float]:
     """The literal loop on the same slices from the same weights, and by how much its first loss differs."""
     network = copy.deepcopy(parser.get_parsed_content("network")).to(memory_format=torch.contiguous_format)
-    batch = default_collate([dataset[0]])  # loads the slices, which the copy of the data set shares
+    batch = torch_data.default_collate([dataset[0]])  # loads the slices, which the copy of the data set shares
     views = [copy.deepcopy(parser.get_parsed_content(name)) for name in ("query_view", "support_view")]
     plain = copy.copy(dataset)
-    plain.episode = Compose([RandPseudoLabeld(min_area_px=dataset.min_area_px), RandEpisoded(*views)])
+    plain.episode = transforms.Compose(
+        [own.RandPseudoLabeld(min_area_px=dataset.min_area_px), own.RandEpisoded(*views)]
+    )
     weight = parser.get_parsed_content("loss").background_weight
     fast = copy.deepcopy(network)
     fast.precision = "float32"
@@ -263,26 +262,30 @@ def literal_side(
     with torch.no_grad():
         expected = parser.get_parsed_content("loss")(fast.train()(image, **support), target)
         episode = {key: value.to(device) for key, value in plain[0].items()}
-        found = episode_loss(copy.deepcopy(network).train(), episode, weight)
+        found = loops.episode_loss(copy.deepcopy(network).train(), episode, weight)
     settings = {key: value for key, value in parser["optimizer"].items() if key not in ("_target_", "params")}
     rate = parser.get_parsed_content("learning_rate")
     optimizer = torch.optim.SGD(network.parameters(), **{**settings, "lr": rate})
     episodes = (plain[index] for index in count())
-    work = lambda: train_steps(network, episodes, optimizer, device, weight, steps)  # noqa: E731
+    work = lambda: loops.train_steps(network, episodes, optimizer, device, weight, steps)  # noqa: E731
     return work, abs(float(expected) - float(found))
 
 
-def inference_rows(dataset_dir: str, weights: str, device: torch.device, rounds: int) -> list[Row]:
+def inference_rows(
+    dataset_dir: str, weights: str, device: torch.device, rounds: int, overrides: dict[str, Any] | None = None
+) -> list[Row]:
     """One scan by one support scan: all labels at once, beside slice by slice and class by class."""
-    settings = {"dataset_dir": str(dataset_dir), "device": str(device), **MATCHING}
+    settings = {"dataset_dir": str(dataset_dir), "device": str(device), **(overrides or {}), **MATCHING}
     parser = read(["inference"], settings)
-    network = load_weights(parser.get_parsed_content("network"), str(ROOT / weights)).eval()
+    network = networks.load_weights(parser.get_parsed_content("network"), str(ROOT / weights)).eval()
     preprocessing = parser.get_parsed_content("support_preprocessing")
-    support = load_support(resolve_support(parser.get_parsed_content("support"), dataset_dir)[0], preprocessing, None)
+    support = data.load_support(
+        data.resolve_support(parser.get_parsed_content("support"), dataset_dir)[0], preprocessing, None
+    )
     query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
     values, depth = support.values, query.shape[-1]
     inferer = parser.get_parsed_content("inferer")
-    inferer.measure_reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
+    inferer.quality.reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask
     full = read(["inference"], {**settings, **{key: read(["inference"], {})[key] for key in MATCHING}})
     full_inferer = full.get_parsed_content("inferer")
     reference = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
@@ -293,7 +296,9 @@ def inference_rows(dataset_dir: str, weights: str, device: torch.device, rounds:
         return torch.tensor([0, *values], dtype=torch.uint8)[scores.argmax(dim=0).cpu()]
 
     def literal() -> torch.Tensor:
-        return segment_volume(reference, query.as_subclass(torch.Tensor), support, values, slice_spacing(query))
+        return loops.segment_volume(
+            reference, query.as_subclass(torch.Tensor), support, values, support_scans.slice_spacing(query)
+        )
 
     maps = [literal(), run(inferer)]
     precision, network.precision = network.precision, "float32"
@@ -322,13 +327,13 @@ def superpixel_rows(common: dict[str, Any]) -> list[Row]:
     parser = read(["train"], common)
     steps = parser.get_parsed_content("train#preprocessing").transforms[:-1]
     entry = parser.get_parsed_content("images")[0]
-    scan = Compose(steps)({"image": entry["image"]})
+    scan = transforms.Compose(steps)({"image": entry["image"]})
     method, parameters = (parser.get_parsed_content(f"superpixel#{key}") for key in ("method", "parameters"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: list[Any] = []
 
     def work(workers: int) -> Callable[[], None]:
-        made = Superpixels(method, parameters, num_workers=workers)
+        made = own.Superpixels(method, parameters, num_workers=workers)
         return lambda: found.append(made(scan["image"], scan["body"]))
 
     seconds = in_turns([work(cores), work(1)], torch.device("cpu"), 1)
@@ -352,15 +357,20 @@ def start_rows(common: dict[str, Any], output_dir: str) -> list[Row]:
     return rows
 
 
-def scaling_rows(common: dict[str, Any], output_dir: str, processes: Sequence[int], batch_size: int) -> list[Row]:
-    """Episodes a second of the default recipe under torchrun, with the same batches in all."""
+def scaling_rows(
+    common: dict[str, Any], output_dir: str, processes: Sequence[int], batch_size: int, launched: bool = False
+) -> list[Row]:
+    """Episodes a second of the default recipe under torchrun, with the same batches in all.
+
+    One process is trained without torchrun, unless it is to be ``launched`` by it, too.
+    """
     rows = []
     for number in processes:
         folder = Path(output_dir) / f"processes{number}"
         batch = batch_size * max(processes)
         seconds, used = [], [_processor_seconds()]
         for steps in (2, 10):  # what both have in common cancels
-            seconds.append(train_command({**common, "batch_size": batch}, folder, steps, number))
+            seconds.append(train_command({**common, "batch_size": batch}, folder, steps, number, launched))
             used.append(_processor_seconds())
         rate, cost = 8 * batch / (seconds[1] - seconds[0]), (used[2] - 2 * used[1] + used[0]) / (8 * batch)
         note = f"batch {batch} in all; {1000 * cost:.0f} ms of processor time an episode"
@@ -369,17 +379,20 @@ def scaling_rows(common: dict[str, Any], output_dir: str, processes: Sequence[in
     return rows
 
 
-def train_command(common: dict[str, Any], folder: Path, steps: int, processes: int = 1) -> float:
+def train_command(
+    common: dict[str, Any], folder: Path, steps: int, processes: int = 1, launched: bool = False
+) -> float:
     """Train some steps by the command that users type, without validation; seconds of its run."""
     batch = common.get("batch_size", 4)
     settings = {**common, "output_dir": str(folder), "ckpt_dir": str(folder), "max_epochs": 1, "val_interval": 2}
     settings |= {"epoch_length": steps * batch, "picture_interval": 0, "resume": False}
-    files = ["configs/train.json", "configs/multi_gpu_train.json"][: 1 if processes == 1 else 2]
-    if processes > 1:
+    launched = launched or processes > 1
+    files = ["configs/train.json", "configs/multi_gpu_train.json"][: 1 + launched]
+    if launched:
         settings.pop("device")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
-    command += ["--config_file", str(files), *(x for k, v in settings.items() for x in (f"--{k}", str(v)))]
+    command = [sys.executable, "-W", "ignore", *(launcher if launched else []), "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(files), *options.as_arguments(settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])

@@ -8,13 +8,17 @@
 # VERSIONS_DIR: where the environments lie (.versions). PYTHON: runs uv, which solves for the oldest versions, finds
 # the Python of each end or downloads it. The first run of each end downloads PyTorch, up to some GB.
 set -euo pipefail
+if [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ends="${1:-both}"
 [ $# -eq 0 ] || shift
 case "$ends" in
     lower | upper) ;;
     both) ends="lower upper" ;;
-    *) echo "error: give lower, upper or both, got $ends" >&2; exit 1 ;;
+    *) echo "error: give lower, upper or both, got $ends; see scripts/test_versions.sh --help" >&2; exit 2 ;;
 esac
 root="${VERSIONS_DIR:-.versions}"
 uv="$root/uv/bin/uv"

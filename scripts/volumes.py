@@ -13,25 +13,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
-from monai.transforms import LoadImage, Orientation, Spacing
-
-from bundle import FewShotSegmenter
 from bundle.atomic import replacing, write_json, write_text
-from bundle.data import case_name, choose_pseudo_supports, evaluation_split, label_names, spread, support_slices
 from bundle.keys import IMAGE
-from bundle.metrics import scan_dice
-from bundle.transforms import BodyMask, OrientSlices
-from bundle.visualize import overlay_figure, save_figure, to_planes
 
+from .on_demand import OnDemand
+
+if TYPE_CHECKING:
+    import monai.data as monai_data
+    import numpy as np
+    import torch
+
+    import bundle
+else:
+    np = OnDemand("numpy")
+    torch = OnDemand("torch")
+    bundle = OnDemand("bundle")
+    monai_data = OnDemand("monai.data")
 ROOT = Path(__file__).resolve().parent.parent
+data = OnDemand("bundle.data")
+metrics = OnDemand("bundle.metrics")
+own = OnDemand("bundle.transforms")
+show = OnDemand("bundle.visualize")
+monai_utils = OnDemand("monai.data.utils")
+transforms = OnDemand("monai.transforms")
+Pair: TypeAlias = "tuple[monai_data.MetaTensor, monai_data.MetaTensor]"  # image and true label map, (1, X, Y, Z)
 NUM_BINS = 15  # of the expected calibration error
-Pair = tuple[MetaTensor, MetaTensor]  # image and true label map, (1, X, Y, Z)
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,12 @@ def turn(pair: Pair) -> Pair:
 
 def resample(pair: Pair, in_plane: float = 0.8, through_plane: float = 1.5) -> Pair:
     """Multiply the spacing of voxels in the plane and across it."""
-    spacing = affine_to_spacing(pair[0].affine, 3).tolist()
+    spacing = monai_utils.affine_to_spacing(pair[0].affine, 3).tolist()
     wanted = [spacing[0] * in_plane, spacing[1] * in_plane, spacing[2] * through_plane]
     image, label = pair
-    return Spacing(wanted, mode="bilinear")(image), Spacing(wanted, mode="nearest", padding_mode="zeros")(label)
+    return transforms.Spacing(wanted, mode="bilinear")(image), transforms.Spacing(
+        wanted, mode="nearest", padding_mode="zeros"
+    )(label)
 
 
 def tilt(pair: Pair, degrees_x: float = 15.0, degrees_z: float = 10.0) -> Pair:
@@ -101,7 +111,7 @@ def tilt(pair: Pair, degrees_x: float = 15.0, degrees_z: float = 10.0) -> Pair:
 
 def orient(pair: Pair, codes: str | None = None) -> Pair:
     """Store the axes in another order and direction; ``None`` for the slice axis last, upwards."""
-    turn = OrientSlices() if codes is None else Orientation(codes, labels=None)
+    turn = own.OrientSlices() if codes is None else transforms.Orientation(codes, labels=None)
     return _each(pair, turn)
 
 
@@ -159,7 +169,7 @@ def volumes(
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise ValueError(f"conditions must be among {list(CONDITIONS)}, got {unknown}")
-    names = label_names(dataset_dir)
+    names = data.label_names(dataset_dir)
     if not names:
         raise ValueError(f"{dataset_dir}: dataset.json must name the labels")
     output, results = Path(output_dir), []
@@ -171,11 +181,11 @@ def volumes(
                 "ckpt_path": str(weights),
                 "num_pseudo_supports": max(c.pseudo_supports for c in CONDITIONS.values()),
             }
-            segmenter = FewShotSegmenter.from_bundle(
+            segmenter = bundle.FewShotSegmenter.from_bundle(
                 ROOT, files, **{**ids, "pseudo_support_images": [], **(overrides or {})}
             )
-            split = evaluation_split(dataset_dir, "volume", fold, num_folds)
-            queries = [q for q in split["queries"] if cases is None or case_name(q["image"]) in cases]
+            split = data.evaluation_split(dataset_dir, "volume", fold, num_folds)
+            queries = [q for q in split["queries"] if cases is None or data.case_name(q["image"]) in cases]
             run = {"fold": fold, "seed": seed}
             chosen = [condition for name, condition in CONDITIONS.items() if name in conditions]
             results += measure_fold(segmenter, split, queries, chosen, names, output, run)
@@ -188,7 +198,7 @@ def volumes(
 
 
 def measure_fold(
-    segmenter: FewShotSegmenter,
+    segmenter: bundle.FewShotSegmenter,
     split: Mapping[str, Sequence[Mapping[str, str]]],
     queries: Sequence[Mapping[str, str]],
     conditions: Iterable[Condition],
@@ -207,7 +217,7 @@ def measure_fold(
         output: folder of the results.
         run: fold and seed.
     """
-    extra = spread(split["train"], 4)
+    extra = data.spread(split["train"], 4)
     folder = output / "cases" / f"fold{run['fold']}_seed{run['seed']}"
     loaded: dict[str, Pair] = {}
     results = []
@@ -217,13 +227,13 @@ def measure_fold(
         ready = False
         for condition in group:
             for query in queries:
-                case = case_name(query["image"])
+                case = data.case_name(query["image"])
                 file = folder / condition.slug / f"{case}.json"
                 if not file.is_file():
                     if not ready:
                         set_support(segmenter, [*split["support"], *extra][:count], slices)
                         segmenter.set_pseudo_supports(
-                            [entry[IMAGE] for entry in choose_pseudo_supports(split["train"], pseudo_supports)]
+                            [entry[IMAGE] for entry in data.choose_pseudo_supports(split["train"], pseudo_supports)]
                         )
                         ready = True
                     if case not in loaded:
@@ -243,12 +253,13 @@ def measure_fold(
 
 
 def load_pair(entry: Mapping[str, str]) -> Pair:
-    """Image and label map of a scan, as they are stored."""
-    load = LoadImage(ensure_channel_first=True)
-    return load(entry["image"]), load(entry["label"])
+    """Image and label map of a scan, on the voxels of the image as it is stored."""
+    load = transforms.LoadImage("bundle.data.NiftiReader", ensure_channel_first=True)
+    image = load(entry["image"])
+    return image, own.MatchLabel()(load(entry["label"]), image)
 
 
-def set_support(segmenter: FewShotSegmenter, entries: Sequence[Mapping[str, str]], slices: int) -> None:
+def set_support(segmenter: bundle.FewShotSegmenter, entries: Sequence[Mapping[str, str]], slices: int) -> None:
     """Set labelled scans as the support, with labels on so many slices alone; 0 for all."""
     images = [entry["image"] for entry in entries]
     if slices == 0:
@@ -257,18 +268,20 @@ def set_support(segmenter: FewShotSegmenter, entries: Sequence[Mapping[str, str]
         segmenter.set_support(images, [keep_slices(load_pair(e)[1], slices) for e in entries], slices="labelled")
 
 
-def keep_slices(label: MetaTensor, count: int) -> MetaTensor:
+def keep_slices(label: monai_data.MetaTensor, count: int) -> monai_data.MetaTensor:
     """A label map of which so many slices are labelled, evenly spread over the extent of all labels."""
-    oriented = OrientSlices()(label)
+    oriented = own.OrientSlices()(label)
     values = oriented.as_subclass(torch.Tensor)
     shown = values[0].flatten(0, 1).any(dim=0).nonzero()[:, 0].tolist()
     kept = torch.zeros_like(values)
-    chosen = support_slices(shown, count)
+    chosen = data.support_slices(shown, count)
     kept[..., chosen] = values[..., chosen]
     return _on_grid(kept, oriented.affine)
 
 
-def measure(found: Any, pair: Pair, names: Mapping[int, str], whole: MetaTensor | None = None) -> dict[str, Any]:
+def measure(
+    found: Any, pair: Pair, names: Mapping[int, str], whole: monai_data.MetaTensor | None = None
+) -> dict[str, Any]:
     """Dice in percent, false volume, confidence and calibration of one result.
 
     Args:
@@ -279,10 +292,10 @@ def measure(found: Any, pair: Pair, names: Mapping[int, str], whole: MetaTensor 
             shows, the predicted volume counts as false, in percent of their volume in here.
     """
     image, truth, label, confidence = (
-        _plain(OrientSlices()(scan)) for scan in (*pair, found.label, found.confidence.to(torch.float32))
+        _plain(own.OrientSlices()(scan)) for scan in (*pair, found.label, found.confidence.to(torch.float32))
     )
     values = torch.tensor(list(names)).view(-1, 1, 1, 1)
-    dice = scan_dice(label[None] == values, truth[None] == values)
+    dice = metrics.scan_dice(label[None] == values, truth[None] == values)
     result: dict[str, Any] = {
         "dice": {n: None if d.isnan() else round(100 * float(d), 2) for n, d in zip(names.values(), dice)},
         "support_similarity": round(found.support_similarity, 4),
@@ -295,7 +308,7 @@ def measure(found: Any, pair: Pair, names: Mapping[int, str], whole: MetaTensor 
         if whole is not None and result["dice"][name] is None and (_plain(whole) == value).any():
             share = float((label == value).sum() / (_plain(whole) == value).sum())
             result["false_volume"][name] = round(100 * share, 3)
-    body = _plain(BodyMask()(image[None])).bool()
+    body = _plain(own.BodyMask()(image[None])).bool()
     correct = label == truth
     regions = {"organs": label > 0, "body": body}
     result["calibration"] = {name: count_bins(confidence[at] / 100, correct[at]) for name, at in regions.items()}
@@ -370,7 +383,7 @@ def _draw_if_worst(
     output: Path,
     condition: Condition,
     result: Mapping[str, Any],
-    label: MetaTensor,
+    label: monai_data.MetaTensor,
     pair: Pair,
     names: Mapping[int, str],
 ) -> None:
@@ -381,11 +394,11 @@ def _draw_if_worst(
     if score is None or any(other is not None and other <= score for other in others):
         return
     affine = np.asarray(pair[0].affine)
-    planes = to_planes(_plain(pair[0]).numpy(), affine)
-    filled, outlined = (to_planes(_plain(scan).numpy(), affine).values for scan in (label, pair[1]))
+    planes = show.to_planes(_plain(pair[0]).numpy(), affine)
+    filled, outlined = (show.to_planes(_plain(scan).numpy(), affine).values for scan in (label, pair[1]))
     title = f"{condition.name}: {result['case']}, fold {result['fold']}"
-    figure = overlay_figure(planes, filled, outlined, names=names, title=title)
-    save_figure(figure, output / f"worst_{condition.slug}.png", dpi=120)
+    figure = show.overlay_figure(planes, filled, outlined, names=names, title=title)
+    show.save_figure(figure, output / f"worst_{condition.slug}.png", dpi=120)
 
 
 def _write_rows(path: Path, results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -399,13 +412,13 @@ def _write_rows(path: Path, results: Sequence[Mapping[str, Any]], names: Sequenc
             writer.writerow([*head, *scores, row["support_similarity"], row["seconds"]])
 
 
-def _each(pair: Pair, change: Callable[[MetaTensor], MetaTensor]) -> Pair:
+def _each(pair: Pair, change: Callable[[monai_data.MetaTensor], monai_data.MetaTensor]) -> Pair:
     image, label = pair
     return change(image), change(label)
 
 
-def _on_grid(values: torch.Tensor, affine: torch.Tensor) -> MetaTensor:
-    return MetaTensor(values.contiguous(), affine=affine)
+def _on_grid(values: torch.Tensor, affine: torch.Tensor) -> monai_data.MetaTensor:
+    return monai_data.MetaTensor(values.contiguous(), affine=affine)
 
 
 def _plain(scan: Any) -> torch.Tensor:

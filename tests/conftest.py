@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from monai.data import MetaTensor
 from bundle.data.phantom import write_phantom
 from bundle.networks import ALPNet, TinyEncoder
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests compare runs bit for bit
 ROOT = Path(__file__).resolve().parents[1]
 TINY_NETWORK = {
     "_target_": "bundle.networks.ALPNet",
@@ -24,6 +24,21 @@ TINY_NETWORK = {
     "foreground_gate": "matched",
     "position_weight": 100.0,
 }
+
+
+def pytest_configure(config):
+    """Keep tests off a GPU, since they compare runs bit for bit, unless they are asked for: ``pytest -m gpu``."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where none is to be seen."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs CUDA, and `pytest -m gpu` to be let at it"))
 
 
 def rotation(degrees: float, axis: int) -> np.ndarray:
@@ -141,4 +156,5 @@ def run_config(monkeypatch, tmp_path, phantom_dir, tiny_weights):
         run(config_file=files, logging_file=False, **{**settings, **overrides})
         return tmp_path / "out"
 
-    return start
+    yield start
+    torch.use_deterministic_algorithms(False)

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import NormalizeIntensity
 
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, GuidedUpsampling, SelfSupportRefinement
+from bundle.inferers import GuidedUpsampling, SelfSupportRefinement
 from bundle.losses import EpisodeLoss
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.transforms import (
@@ -33,6 +33,7 @@ from bundle.transforms import (
 )
 
 from .conftest import GEOMETRIES, make_tiny, volume
+from .inferers.build import make_inferer
 
 TRIES = int(os.environ.get("TRIES", 1))
 
@@ -296,7 +297,7 @@ def volumes(draw):
 
 
 def segment(query, scans, network=None, labels=(1, 2, 3), **options):
-    inferer = FewShotInferer(labels=labels, **options)
+    inferer = make_inferer(labels=labels, **options)
     inferer.set_support(scans)
     meta = {"filename_or_obj": "q.nii.gz"}
     with torch.no_grad():

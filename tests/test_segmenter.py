@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -275,7 +278,7 @@ def test_a_label_beside_its_image_is_refused(segmenter, tmp_path):
 
 
 def test_an_unknown_id_is_refused(tiny_weights):
-    with pytest.raises(ValueError, match="num_slice: inference.json has no such id"):
+    with pytest.raises(ValueError, match="num_slice: the configs have no such id; did you mean num_slices"):
         FewShotSegmenter.from_bundle(ROOT, num_slice=3)
     with pytest.raises(FileNotFoundError, match="no such config; path must be the bundle's folder"):
         FewShotSegmenter.from_bundle(ROOT / "docs")
@@ -283,19 +286,44 @@ def test_an_unknown_id_is_refused(tiny_weights):
         FewShotSegmenter.from_bundle(ROOT, ckpt_path="nothing.pt", **SETTINGS)
 
 
-def test_the_lines_of_the_readme_run(tiny_weights, phantom_dir, query, expected, tmp_path, monkeypatch):
+def test_the_lines_of_the_readme_run_where_the_bundle_is_installed(
+    tiny_weights, phantom_dir, query, expected, tmp_path
+):
     lines = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "models").mkdir()
+    package = tmp_path / "installed" / "fewshot_alpnet"
+    for part in ("configs", "models"):
+        (package / part).mkdir(parents=True)
+    shutil.copytree(ROOT / "bundle", package / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
     config = json.loads((ROOT / "configs" / "inference.json").read_text()) | SETTINGS
-    (tmp_path / "configs" / "inference.json").write_text(json.dumps(config))
-    shutil.copy(tiny_weights, tmp_path / "models" / "model.pt")
-    monkeypatch.chdir(tmp_path)
+    (package / "configs" / "inference.json").write_text(json.dumps(config))
+    shutil.copy(tiny_weights, package / "models" / "model.pt")
     names = {"image": scan_of(phantom_dir, 1), "label": scan_of(phantom_dir, 1, "labelsTr"), "query": query}
-    exec(lines, names)
-    np.testing.assert_array_equal(names["label_map"].numpy(), expected.numpy())
+    given = "".join(f"{name} = {str(path)!r}\n" for name, path in names.items())
+    program = f"{given}{lines}\nimport numpy\nnumpy.save('label_map.npy', label_map.numpy())\n"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "label_map.npy"), expected.numpy())
 
 
 def test_the_package_has_nothing_else():
     with pytest.raises(AttributeError, match="no attribute 'Segmenter'"):
         bundle.Segmenter  # noqa: B018
+
+
+def test_supports_that_show_no_wanted_label_are_left_aside(tiny_weights, phantom_dir, query):
+    images = [scan_of(phantom_dir, n) for n in (1, 2)]
+    labels = [load(scan_of(phantom_dir, n, "labelsTr"))[0] for n in (1, 2)]
+    labels = [np.where(label == value, label, 0) for label, value in zip(labels, (1, 2))]
+    found = {}
+    for wanted, used in ((1, 2), (1, 1)):
+        made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[wanted], **SETTINGS)
+        made.set_support(images[:used], labels[:used])
+        found[used] = made.segment(query)
+    assert torch.equal(found[1], found[2])
+    with pytest.raises(ValueError, match="no support shows 3; supports show 1, 2"):
+        FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[3], **SETTINGS).set_support(
+            images, labels
+        )

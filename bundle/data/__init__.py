@@ -3,9 +3,11 @@
 from .bank import SliceBank
 from .datalist import (
     case_name,
+    check_dataset,
     dataset_modality,
     held_out,
     label_names,
+    label_values,
     list_images,
     make_datalist,
     select_cases,
@@ -28,6 +30,7 @@ from .protocol import (
 from .read_ahead import ReadAheadLoader
 from .reader import NiftiReader
 from .support import SupportScan, choose_pseudo_supports, default_support, load_support, query_list, resolve_support
+from .support_check import SupportCheck
 from .writer import VolumeWriter
 
 __all__ = [
@@ -39,9 +42,11 @@ __all__ = [
     "ReadAheadLoader",
     "NiftiReader",
     "SliceBank",
+    "SupportCheck",
     "SupportScan",
     "VolumeWriter",
     "case_name",
+    "check_dataset",
     "check_entries",
     "check_folder",
     "check_run",
@@ -54,6 +59,7 @@ __all__ = [
     "held_out",
     "dataset_modality",
     "label_names",
+    "label_values",
     "list_images",
     "load_support",
     "make_datalist",

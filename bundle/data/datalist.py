@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,14 +17,32 @@ MODALITY_WORDS = {"ct": {"ct", "cbct"}, "mr": {"mr", "mri", "t1", "t2", "flair",
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
-    """NIfTI files directly in ``folder``, sorted by name.
+    """NIfTI files directly in ``folder``, in natural order.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images; check dataset_dir")
-    return sorted(str(p) for p in Path(folder).iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    files = [str(p) for p in Path(folder).iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith(".")]
+    return sorted(files, key=natural_key)
+
+
+def natural_key(path: str | os.PathLike) -> tuple[list[Any], str]:
+    """Sorting key that counts: ``case_2`` before ``case_10``."""
+    name = os.fspath(path)
+    parts = re.split(r"([0-9]+)", name.lower())  # text at even places, numbers at odd ones
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def typed_path(path: str | os.PathLike) -> str:
+    """A path as it was typed: MONAI's configs write ``::`` for each ``#`` in any text, also in the name of a folder.
+
+    It is taken back only where nothing has the one name, and something the other.
+    """
+    path = os.fspath(path)
+    typed = path.replace("::", "#")
+    return typed if typed != path and not os.path.exists(path) and os.path.exists(typed) else path
 
 
 def case_name(path: str | os.PathLike) -> str:
@@ -52,10 +70,11 @@ def make_datalist(dataset_dir: str | os.PathLike, folder: str = "imagesTr", labe
         labels: subfolder of the labels, which have the file names of their images.
 
     Returns:
-        ``[{"image": path, "label": path}, …]``, sorted by name; ``"label"`` only where the file exists. Empty if the
-        data set is: what needs images says so when it starts, so that configs can be built without data.
+        ``[{"image": path, "label": path}, …]``, in natural order of the names; ``"label"`` only where the file exists.
+        Empty if the data set is: what needs images says so when it starts, so that configs can be built without data,
+        see :func:`check_dataset`.
     """
-    root = Path(dataset_dir)
+    root = Path(typed_path(dataset_dir))
     images = root / folder if (root / folder).is_dir() else root
     if not images.is_dir():
         return []
@@ -72,7 +91,7 @@ def label_names(dataset_dir: str | os.PathLike) -> dict[int, str]:
     Both the Decathlon's ``{"1": "liver"}`` and nnU-Net's ``{"liver": 1}`` are read. Of nnU-Net's regions,
     ``{"kidneys": [2, 3]}``, the smallest that holds a value names it, with its value where several share a name.
     """
-    file = Path(dataset_dir) / "dataset.json"
+    file = Path(typed_path(dataset_dir)) / "dataset.json"
     if not file.is_file():
         return {}
     try:
@@ -95,7 +114,7 @@ def dataset_modality(dataset_dir: str | os.PathLike) -> str:
 
     Read are the Decathlon's ``modality`` and nnU-Net's ``channel_names``.
     """
-    file = Path(dataset_dir) / "dataset.json"
+    file = Path(typed_path(dataset_dir)) / "dataset.json"
     try:
         description = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
@@ -105,6 +124,68 @@ def dataset_modality(dataset_dir: str | os.PathLike) -> str:
     words = {word for text in texts for word in re.split(r"[^a-z0-9]+", str(text).lower())}
     kinds = [kind for kind, known in MODALITY_WORDS.items() if words & known]
     return kinds[0] if len(kinds) == 1 else "auto"
+
+
+def check_dataset(dataset_dir: str | os.PathLike) -> None:
+    """Raise unless a folder is a data set with images.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: naming the folder and the remedy, for each mistake another.
+    """
+    root = Path(dataset_dir)
+    if root.is_file():
+        raise NotADirectoryError(f"{root}: dataset_dir must be a folder, not a file; give the one above imagesTr")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; set dataset_dir to your data set")
+    folders = [name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()]
+    if any(list_images(root / name) for name in folders) or list_images(root):
+        return
+    if folders:
+        raise ValueError(f"{root / folders[0]}: no images; put NIfTI files (.nii.gz or .nii) there")
+    if not any(path for path in root.iterdir() if not path.name.startswith(".")):
+        raise ValueError(f"{root}: the folder is empty; put images into {root / 'imagesTr'}")
+    raise ValueError(
+        f"{root}: no folder imagesTr and no NIfTI files; a data set has imagesTr/*.nii.gz. "
+        "python -m scripts.prepare folder makes one of other files"
+    )
+
+
+def label_values(labels: Any, names: Mapping[int, str] | None = None) -> list[int] | None:
+    """Values of wanted labels, which may be given by value or by name, one or several.
+
+    Args:
+        labels: such as ``[1, 2]``, ``["liver", 2]`` or ``"liver"``; ``None``, ``False`` or empty for no choice.
+        names: what values are called, see :func:`label_names`; upper and lower case are the same.
+
+    Returns:
+        Values without repetition, in the order given, or ``None`` for no choice.
+
+    Raises:
+        ValueError: for a name that is none of these, for 0, which is the background, and what is no whole number.
+    """
+    if labels is None or labels is False:
+        return None
+    known = {str(name).casefold(): int(value) for value, name in (names or {}).items()}
+    values: list[int] = []
+    for label in [labels] if isinstance(labels, (str, int, float)) else list(labels):
+        if isinstance(label, str) and label.strip().casefold() in known:
+            value = known[label.strip().casefold()]
+        elif isinstance(label, str) and not label.strip().isdigit():
+            raise ValueError(f"no label is called {label!r}; {_named(names)}")
+        else:
+            value = -1 if isinstance(label, bool) or float(label) % 1 else int(label)
+        if value < 1:
+            raise ValueError(f"a label must be a name or a whole number above 0, the background, got {label!r}")
+        if value not in values:
+            values.append(value)
+    return values or None
+
+
+def _named(names: Mapping[int, str] | None) -> str:
+    """Which label names there are, in words."""
+    if not names:
+        return "dataset.json, which would name the values, is not in dataset_dir or names none: give values"
+    return "there are " + ", ".join(f"{name} ({value})" for value, name in sorted(names.items()))
 
 
 def select_cases(datalist: Sequence[dict], names: Sequence[str]) -> list[dict]:

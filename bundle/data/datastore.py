@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.transforms import LoadImage
 
+from ..checks import check_label_values
 from ..keys import IMAGE, LABEL
+from .reader import NiftiReader
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
@@ -114,6 +114,7 @@ class Datastore:
         """Support entries of finished scans, on one common numbering of the names.
 
         A name has the value that the first of the scans gives it; if another name has that already, the lowest free.
+        Names that differ in upper and lower case alone are one, as the first scan writes it.
 
         Args:
             keys: identifiers of scans with a finished label.
@@ -125,6 +126,7 @@ class Datastore:
             ValueError: for an unknown identifier, or a label that is not finished, empty or unclear.
         """
         numbers: dict[str, int] = {}
+        spelled: dict[str, str] = {}
         entries = []
         for key in keys:
             item = self.objects.get(key)
@@ -137,6 +139,7 @@ class Datastore:
             names = label_value_names(label_values(label), info, str(label))
             if not names:
                 raise ValueError(f"{label}: the finished label is empty; label at least one structure, or delete it")
+            names = {value: spelled.setdefault(name.strip().casefold(), name.strip()) for value, name in names.items()}
             for value, name in names.items():
                 if name not in numbers:
                     taken = set(numbers.values())
@@ -180,5 +183,4 @@ def label_values(path: str | os.PathLike) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _label_values(path: str, mtime: int, size: int) -> tuple[int, ...]:
-    label = np.asarray(torch.as_tensor(LoadImage(image_only=True, dtype=None)(path)))
-    return tuple(int(value) for value in np.unique(label) if value > 0)
+    return tuple(check_label_values(LoadImage(image_only=True, reader=NiftiReader)(path), path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.utils import optional_import
+import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
+from ..terminal import progress
 from ..transforms.pseudo_label import candidates
 from .cache import ArrayCache
-from .datalist import held_out, list_images
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .datalist import check_dataset, held_out, list_images
 
 
 class EpisodeDataset(Dataset):
@@ -29,7 +29,8 @@ class EpisodeDataset(Dataset):
 
     The scans are read and cut into superpixels when the first episode is asked for, not before: building the object
     costs nothing and needs no file. An episode depends on ``seed`` and its index alone, so that the same indices give
-    the same episodes whatever the number of workers, of processes, or of interruptions.
+    the same episodes whatever the number of workers, of processes, or of interruptions. Processes of one training that
+    share ``cache_dir`` share the work: each begins with its part of the scans, and finds those of the others there.
 
     Args:
         data: ``[{"image": path, "label": path}, …]``. Labels are read only for ``exclude_labels``.
@@ -44,9 +45,10 @@ class EpisodeDataset(Dataset):
         image_dir: folder whose images are used besides ``data``, such as the studies folder of a MONAI Label server,
             which passes on labelled images only.
         image_fraction: share of that folder's images to use, drawn at random but at least one.
+        dataset_dir: folder in which the images were looked for, to say what is wrong with it if there are none.
         cache_dir: folder that keeps the prepared scans for the next run, see :class:`ArrayCache`; ``None`` for none.
         num_workers: threads that read scans.
-        progress: show a progress bar while scans are read.
+        progress: show how many scans are read.
 
     Raises:
         ValueError: when the first episode is asked for, if there is no image or no usable slice.
@@ -63,6 +65,7 @@ class EpisodeDataset(Dataset):
         exclude_labels: Sequence[int] = (),
         image_dir: str | os.PathLike | None = None,
         image_fraction: float = 1.0,
+        dataset_dir: str | os.PathLike | None = None,
         cache_dir: str | os.PathLike | None = None,
         num_workers: int = 1,
         progress: bool = False,
@@ -76,6 +79,7 @@ class EpisodeDataset(Dataset):
         self.exclude_labels = tuple(exclude_labels)
         self.image_dir = image_dir
         self.image_fraction = image_fraction
+        self.dataset_dir = dataset_dir
         self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.progress = progress
@@ -104,15 +108,19 @@ class EpisodeDataset(Dataset):
         if self._images is None or self._superpixels is None:
             entries = self.entries()
             if not entries:
+                if self.dataset_dir is not None:
+                    check_dataset(self.dataset_dir)
                 raise ValueError(
                     "no training images; point dataset_dir to a folder with imagesTr/*.nii.gz, or set images"
                 )
             cache = ArrayCache(self.cache_dir, [type(self), self.transform])
+            rank, processes = _process()
+            order = own_first(len(entries), rank, processes)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
-                scans = pool.map(partial(self._read, cache), entries)
-                if self.progress and has_tqdm:
-                    scans = tqdm(scans, total=len(entries), desc="superpixels", unit="scan")
-                parts = list(scans)
+                scans = pool.map(partial(self._read, cache), [entries[index] for index in order])
+                shown = progress(scans, len(entries), "superpixels") if self.progress and rank == 0 else scans
+                done = dict(zip(order, shown))
+            parts = [done[index] for index in range(len(entries))]
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:
                 raise ValueError(f"slices must be of one size after preprocessing, got {sorted(sizes)}")
@@ -191,12 +199,28 @@ class EpisodeSampler(DistributedSampler):
         return iter(range(first + self.rank, first + self.num_samples * self.num_replicas, self.num_replicas))
 
 
-def share_of_batch(batch_size: int, num_processes: int) -> int:
-    """Episodes a step of one process, so that all together take ``batch_size``.
+def own_first(count: int, rank: int, processes: int) -> list[int]:
+    """Order in which one of several processes does what all of them need: its own part first, then the others'."""
+    return [index for step in range(processes) for index in range((rank + step) % processes, count, processes)]
 
-    Raises:
-        ValueError: if the processes cannot share them equally.
+
+def share_of_batch(batch_size: int, num_processes: int) -> int:
+    """Episodes a step of one process, so that all together take ``batch_size``, or the next multiple of their number.
+
+    Args:
+        batch_size: episodes a step of all processes.
+        num_processes: how many they are.
     """
-    if batch_size % num_processes != 0:
-        raise ValueError(f"batch_size must be a multiple of the number of processes {num_processes}, got {batch_size}")
-    return batch_size // num_processes
+    share = -(-batch_size // num_processes)
+    if share * num_processes != batch_size and _process()[0] == 0:
+        logging.getLogger(__name__).warning(
+            "batch_size is %d instead of %d: each of %d processes takes %d", share * num_processes, batch_size,
+            num_processes, share,
+        )  # fmt: skip
+    return share
+
+
+def _process() -> tuple[int, int]:
+    """Which of how many processes this is."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)

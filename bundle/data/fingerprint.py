@@ -18,19 +18,29 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.utils import optional_import
 
 from ..checks import check_geometry, check_label_values, check_volume
 from ..keys import IMAGE, LABEL
+from ..terminal import progress as show_progress
 from .cache import ArrayCache
 from .datalist import SUFFIXES, case_name, label_names
 from .grid import check_placement
-from .reader import affine_in_mm, unit_in_mm
-
-tqdm, has_tqdm = optional_import("tqdm.auto", name="tqdm")
+from .reader import affine_in_mm, other_affine, spacing_tolerance, unit_in_mm
 
 FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
-CONVERTED = (".dcm", ".ima", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".img.gz", ".mgz", ".mgh")  # by scripts.prepare
+CONVERTED = (
+    ".dcm",
+    ".dicom",
+    ".ima",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".img",
+    ".img.gz",
+    ".mgz",
+    ".mgh",
+)  # by scripts.prepare
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
@@ -39,12 +49,13 @@ class Fingerprint:
     """What a NIfTI file holds.
 
     Attributes:
-        shape: of the volume; a fourth axis of length 1 does not count.
+        shape: of the volume; further axes of length 1 do not count.
         affine: ``(4, 4)``, voxel indices to mm.
         dtype: number format in the file.
         low, high: smallest and largest intensity.
         values: the values of a label map besides 0; ``None`` for an image.
         digest: equal for equal voxels.
+        other_affine: the other form of the header, where it has two; see :func:`other_affine`.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +65,7 @@ class Fingerprint:
     high: float
     values: tuple[int, ...] | None
     digest: str
+    other_affine: np.ndarray | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -141,8 +153,8 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
         array = np.asarray(image.dataobj, dtype=np.float32)  # as LoadImage reads, whatever the file's type
     except Exception as error:  # as above: a truncated gzip stream, a short file, a checksum
         raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}); copy it again") from None
-    if array.ndim == 4 and array.shape[-1] == 1:
-        array = array[..., 0]
+    if array.ndim > 3 and set(array.shape[3:]) == {1}:
+        array = array.reshape(array.shape[:3])
     if is_label:
         if array.ndim != 3 or 0 in array.shape:
             raise ValueError(f"{path}: expected one 3D label map, got shape {array.shape}; save one value a voxel")
@@ -151,27 +163,36 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
         check_volume(array[None], path)
         values = None
     affine, unit = affine_in_mm(image.affine, image.header), unit_in_mm(image.header)
-    check_geometry(affine, path, stored["pixdim"][1:4] * unit)
+    check_geometry(affine, path, stored["pixdim"][1:4] * unit, tolerance=spacing_tolerance(image.header))
     digest = hashlib.sha1(repr(array.shape).encode())
     digest.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are contiguous in this order
     return Fingerprint(
-        array.shape, affine, str(dtype), float(array.min()), float(array.max()), values, digest.hexdigest()
+        array.shape,
+        affine,
+        str(dtype),
+        float(array.min()),
+        float(array.max()),
+        values,
+        digest.hexdigest(),
+        other_affine(image.header),
     )
 
 
-def check_label_file(label: str | os.PathLike, image: str | os.PathLike) -> None:
+def check_label_file(label: str | os.PathLike, image: str | os.PathLike, allow_empty: bool = False) -> None:
     """Check a label map, its image, and that they belong together.
 
     Args:
         label: NIfTI file of the label map.
         image: NIfTI file of its image.
+        allow_empty: whether it may show nothing.
 
     Raises:
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
-    check_placement(found.shape, found.affine, scan.shape, scan.affine, os.fspath(label), os.fspath(image))
-    if not found.values:
+    names = os.fspath(label), os.fspath(image)
+    check_placement(found.shape, found.affine, scan.shape, scan.affine, *names, scan.other_affine)
+    if not found.values and not allow_empty:
         raise ValueError(f"{label}: has no foreground, every voxel is 0; label at least one structure")
 
 
@@ -210,7 +231,7 @@ def check_entries(
         names: names of label values, see :func:`check_names`.
         known: digests of scans with which entries must not coincide, with what to call them.
         num_workers: threads, each holding one scan; ``None`` for as many as there are processors, at most 8.
-        progress: show a progress bar.
+        progress: show how many scans are checked.
         cache_dir: folder that remembers which files were good, see :class:`ArrayCache`; ``None`` for none.
     """
     cache = ArrayCache(cache_dir, [Fingerprint, check_volume])
@@ -233,9 +254,7 @@ def check_entries(
 
     with ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
         checked = pool.map(check, entries)
-        if progress and has_tqdm:
-            checked = tqdm(checked, total=len(entries), desc="check", unit="scan")
-        results = list(checked)
+        results = list(show_progress(checked, len(entries), "check") if progress else checked)
     findings = []
     digests: dict[str, Any] = dict(known or {})
     cases: dict[str, str] = {}

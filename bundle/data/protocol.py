@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..keys import LABEL
-from .datalist import make_datalist
+from .datalist import check_dataset, make_datalist
 from .support import choose_pseudo_supports
 
 Case = TypeVar("Case")
@@ -54,7 +54,7 @@ def get_protocol(name: str) -> Protocol:
         ValueError: naming the protocols there are.
     """
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {sorted(PROTOCOLS)}, got {name!r}")
+        raise ValueError(f"no protocol is called {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
@@ -128,9 +128,15 @@ def evaluation_split(
         ValueError: if the protocol, fold or support does not exist or there are too few labelled scans.
     """
     rule = get_protocol(protocol)
+    check_dataset(dataset_dir)
     entries = [entry for entry in make_datalist(dataset_dir) if LABEL in entry]
+    if 0 <= fold < num_folds and len(entries) < 2 * num_folds:
+        raise ValueError(
+            f"{dataset_dir}: {num_folds} folds need {2 * num_folds} scans with a label in labelsTr, there are "
+            f"{len(entries)}; set folds"
+        )
     training, validation = fold_cases(range(len(entries)), fold, num_folds)
-    index = rule.support_index if support_index is None else support_index
+    index = rule.support_index if support_index is None or support_index is False else support_index
     if not -len(validation) <= index < len(validation):
         raise ValueError(f"support_index must be in 0..{len(validation) - 1}, got {index}")
     support = validation[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 
 from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL, MODALITY
-from .datalist import case_name, list_images, make_datalist, spread
+from .datalist import case_name, list_images, make_datalist, spread, typed_path
+from .fingerprint import read_fingerprint
 
 VALUES = "values"  # key of a support entry: {value in the label file: value in the result}
 SLICES = "slices"  # key of a support entry: which slices were annotated, one of the following
@@ -29,7 +30,7 @@ class SupportScan:
         spacing_mm: distance of neighboring slices.
         name: what messages call it.
         annotated: values of the structures that were annotated on this scan; what is not annotated is unknown here,
-            not background. ``None`` if the scan is annotated for every label in use.
+            not background. ``None`` for those that it shows: of several scans, one may lack what another shows.
         slices: ``"all"`` if every slice was annotated, ``"labelled"`` if only those with a label were, so that the
             others are unknown, ``"auto"`` to tell by the labels: where each of them comes and goes from slice to slice,
             somebody labelled single slices.
@@ -67,7 +68,7 @@ class SupportScan:
 
     def annotates(self, value: int) -> bool:
         """Whether the scan says where the structure of a value is and where it is not."""
-        return self.annotated is None or value in self.annotated
+        return value in (self.values if self.annotated is None else self.annotated)
 
 
 def slice_spacing(image: torch.Tensor) -> float:
@@ -107,8 +108,8 @@ def resolve_support(
         for key in (IMAGE, LABEL):
             if not isinstance(entry[key], (str, os.PathLike)):
                 raise TypeError(f"a support's {key} must be a path, got {entry[key]!r}")
-            path = os.fspath(entry[key])
-            inside = os.path.join(os.fspath(dataset_dir), path) if dataset_dir is not None else path
+            path = typed_path(entry[key])
+            inside = typed_path(os.path.join(os.fspath(dataset_dir), path)) if dataset_dir is not None else path
             paths[key] = path if os.path.exists(path) or not os.path.exists(inside) else inside
             if not os.path.isfile(paths[key]):
                 raise FileNotFoundError(f"{path}: no such support {key}; give a path that exists or is in dataset_dir")
@@ -126,8 +127,84 @@ def _check_entries(support: Sequence[Mapping[str, Any]]) -> None:
 
 
 def default_support(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """The first labelled scan of a data set as its only support; empty if nothing is labelled."""
-    return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry][:1]
+    """The labelled scans of a data set as its support; empty if nothing is labelled."""
+    return [dict(entry) for entry in make_datalist(dataset_dir) if LABEL in entry]
+
+
+def shown_values(entry: Mapping[str, Any]) -> list[int]:
+    """Values in the result that a support shows, ascending, by its label file and ``"values"``, if it has them.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`read_fingerprint`.
+    """
+    found = read_fingerprint(entry[LABEL], is_label=True).values or ()
+    if entry.get(VALUES) is not None:
+        mapping = {int(k): int(v) for k, v in entry[VALUES].items()}
+        found = tuple({mapping[value] for value in found if value in mapping})
+    return sorted(int(value) for value in found)
+
+
+def showing_entries(support: Sequence[Mapping[str, Any]], labels: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Those support scans that show a wanted label; a single scan is not looked at.
+
+    Args:
+        support: entries whose files exist, see :func:`resolve_support`.
+        labels: wanted values; ``None`` for all that any of them shows.
+
+    Raises:
+        ValueError: if none of several shows any.
+    """
+    if len(support) == 1:
+        return [dict(support[0])]
+    shown = [shown_values(entry) for entry in support]
+    found = [
+        dict(entry) for entry, values in zip(support, shown) if values and (labels is None or set(labels) & set(values))
+    ]
+    if not found:
+        check_wanted(labels, shown)
+        raise ValueError(f"{support[0][LABEL]}: has no foreground, nor have the labels of the other supports")
+    return found
+
+
+def keep_labels(scans: Sequence[SupportScan], labels: Sequence[int] | None) -> list[SupportScan]:
+    """Those support scans that show a wanted label, without their other labels.
+
+    Raises:
+        ValueError: for a wanted label that none of them shows.
+    """
+    if labels is None:
+        return list(scans)
+    check_wanted(labels, [scan.values for scan in scans])
+    wanted = torch.tensor(list(labels))
+    return [
+        replace(scan, label=torch.where(torch.isin(scan.label, wanted), scan.label, torch.zeros_like(scan.label)))
+        for scan in scans
+        if set(labels) & set(scan.values)
+    ]
+
+
+def check_wanted(
+    labels: Sequence[int] | None, shown: Sequence[Sequence[int]], names: Mapping[int, str] | None = None
+) -> None:
+    """Raise unless each wanted label is shown by a support.
+
+    Args:
+        labels: wanted values; ``None`` for all that any support shows.
+        shown: values of each support.
+        names: what the values are called in the message.
+
+    Raises:
+        ValueError: naming the labels, and those that the supports show.
+    """
+    every = sorted({value for values in shown for value in values})
+    missing = [value for value in labels or () if value not in every]
+    if missing:
+        known = names or {}
+        theirs, wanted = (
+            ", ".join(f"{value} ({known[value]})" if value in known else str(value) for value in values)
+            for values in (every, missing)
+        )
+        raise ValueError(f"labels: no support shows {wanted}; supports show {theirs or 'none'}")
 
 
 def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
@@ -136,10 +213,11 @@ def query_list(dataset_dir: str | os.PathLike, support: Sequence[Mapping[str, An
     A scan is its file: one with the name of a support in another folder is another scan.
     """
     _check_entries(support)
-    folder = os.path.join(os.fspath(dataset_dir), "imagesTs")
+    dataset_dir = typed_path(dataset_dir)
+    folder = os.path.join(dataset_dir, "imagesTs")
     images = list_images(folder) if os.path.isdir(folder) else [e[IMAGE] for e in make_datalist(dataset_dir)]
-    given = [os.fspath(entry[IMAGE]) for entry in support]
-    known = {os.path.realpath(path) for one in given for path in (one, os.path.join(os.fspath(dataset_dir), one))}
+    given = [typed_path(entry[IMAGE]) for entry in support]
+    known = {os.path.realpath(path) for one in given for path in (one, typed_path(os.path.join(dataset_dir, one)))}
     return [{IMAGE: image} for image in images if os.path.realpath(image) not in known]
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from monai.data import NibabelWriter
 
 from ..atomic import replacing
+from ..checks import SPACING_MM
 from .datalist import SUFFIXES
+from .reader import affine_in_mm
 
 # what a header says of where voxels lie
 GEOMETRY = ("pixdim", "qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z") + tuple(
@@ -38,20 +40,31 @@ class VolumeWriter(NibabelWriter):
         self.source = str((meta_dict or {}).get("filename_or_obj", ""))
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Write the file in one step."""
+        """Write the file in one step; nothing is logged, since the name on the way is not the file's."""
         with replacing(filename) as temporary:
             volume = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **kwargs)
             nib.save(self._on_source(volume), temporary)
 
     def _on_source(self, volume: nib.Nifti1Image) -> nib.Nifti1Image:
-        """The volume with the geometry of its source, if that is a NIfTI file of the same shape."""
-        if not self.source.endswith(SUFFIXES) or not Path(self.source).is_file():
+        """The volume with the geometry of its source, if that is a NIfTI file of this grid; else by its affine, in mm.
+
+        MONAI's own way would turn a NIfTI-2 file, of more digits, into NIfTI-1.
+        """
+        source = nib.load(self.source) if self.source.endswith(SUFFIXES) and Path(self.source).is_file() else None
+        if source is None or source.shape[:3] != volume.shape or not self._places(source):
+            volume.set_sform(volume.affine, code=1)
+            volume.set_qform(volume.affine, code=1)
+            volume.header.set_xyzt_units("mm")
             return volume
-        source = nib.load(self.source)
-        if source.shape[:3] != volume.shape or not isinstance(source.header, nib.Nifti1Header):
-            return volume
-        header = volume.header.copy()
+        kind = nib.Nifti2Image if isinstance(source.header, nib.Nifti2Header) else nib.Nifti1Image
+        header = kind.header_class()
+        header.set_data_dtype(volume.get_data_dtype())
+        header.set_data_shape(volume.shape)
         for name in GEOMETRY:
             header[name] = source.header[name]
-        header["pixdim"][4:] = 1  # of a single volume
-        return nib.Nifti1Image(np.asanyarray(volume.dataobj), None, header)
+        return kind(np.asanyarray(volume.dataobj), None, header)
+
+    def _places(self, source: Any) -> bool:
+        """Whether a file's voxels lie where those of the volume do."""
+        expected = affine_in_mm(source.affine, source.header)
+        return np.allclose(np.asarray(self.affine), expected, rtol=1e-4, atol=1e-3 * SPACING_MM[0])

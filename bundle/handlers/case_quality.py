@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from ..atomic import write_json
-from ..keys import CONFIDENCE, PRED
+from ..keys import LABEL_CONFIDENCE, PRED
+from ..measurements import measure_labels, read_intensities
 from ..quality import describe_quality, label_name
 from .cases import case_file, check_keys, iteration_cases, scan_name
 
@@ -22,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class CaseQuality:
-    """Writes ``output_dir/<case>/<case>_quality.json``: how similar the support is, and how sure each label is.
+    """Writes ``output_dir/<case>/<case>_quality.json``: how much of each label there is, and how sure it is.
 
+    ``volume_ml``, ``extent_mm`` and ``mean_intensity`` are there for each label that was looked for, see
+    :func:`measure_labels`; the last one if the scan's file is there.
     ``support_similarity``, in -1..1, and ``reverse_dice``, in 0..1 for each label, are there if the prediction's meta
     data have them, see :class:`FewShotInferer`. Labels whose reverse Dice is low are named in ``warning`` and in one
-    line of the log; ``confidence``, if there is a map of it, holds the mean percent of each label over its predicted
-    voxels, ``null`` for a label that was not found. Without either, no file is written. Each of several processes
-    writes its own cases.
+    line of the log; ``confidence`` holds the mean percent of each label over its predicted voxels, ``null`` for a
+    label that was not found, if :class:`MeanConfidence` measured it. Each of several processes writes its own cases.
 
     Args:
         output_dir: folder of the predictions.
         names: names of the label values.
         pred_key: key of the label map ``(1, X, Y, Z)``.
-        confidence_key: key of the confidence in percent, on the same grid; may be absent.
         postfix: end of the file's name.
         warn_reverse_dice_below: reverse Dice below which a label is warned of.
         warn_similarity_below: ``support_similarity`` below which the support is warned of.
@@ -45,7 +47,6 @@ class CaseQuality:
         output_dir: str | os.PathLike,
         names: Mapping[int, str] | None = None,
         pred_key: str = PRED,
-        confidence_key: str = CONFIDENCE,
         postfix: str = "quality",
         warn_reverse_dice_below: float = 0.3,
         warn_similarity_below: float = 0.5,
@@ -53,7 +54,6 @@ class CaseQuality:
         self.output_dir = Path(output_dir)
         self.names = dict(names or {})
         self.pred_key = pred_key
-        self.confidence_key = confidence_key
         self.postfix = postfix
         self.warn_reverse_dice_below = warn_reverse_dice_below
         self.warn_similarity_below = warn_similarity_below
@@ -67,34 +67,31 @@ class CaseQuality:
         for case in iteration_cases(engine):
             self.write(case)
 
-    def write(self, case: Mapping[str, Any]) -> Path | None:
-        """Write the file of one case and return it; ``None`` if there is nothing to tell.
+    def write(self, case: Mapping[str, Any]) -> Path:
+        """Write the file of one case and return it.
 
         Raises:
             KeyError: without the label map.
         """
         check_keys(case, [self.pred_key], "CaseQuality")
         prediction = case[self.pred_key]
-        found = self.measure(prediction, case.get(self.confidence_key))
-        if not found:
-            return None
+        found = self.measure(prediction)
         if "warning" in found:
             logger.warning(f"{scan_name(prediction)}: {found['warning']}")
         path = case_file(self.output_dir, prediction, f"{self.postfix}.json")
         write_json(path, found)
         return path
 
-    def measure(self, prediction: MetaTensor, confidence: torch.Tensor | None) -> dict[str, Any]:
+    def measure(self, prediction: MetaTensor) -> dict[str, Any]:
         """Content of the file."""
         found = describe_quality(prediction, self.names, self.warn_reverse_dice_below, self.warn_similarity_below)
-        if confidence is not None:
-            labels = prediction.as_subclass(torch.Tensor).cpu()
-            percent = confidence.as_subclass(torch.Tensor).cpu().float()
-            known = prediction.meta.get("label_values")
-            values = [v for v in labels.unique().tolist() if v > 0] if known is None else np.asarray(known).ravel()
-            found["confidence"] = {}
-            for value in map(int, values):
-                inside = percent[labels == value]
-                mean = round(float(inside.mean()), 2) if inside.numel() else None
-                found["confidence"][label_name(value, self.names)] = mean
+        labels = prediction.as_subclass(torch.Tensor).cpu().numpy()[0]
+        known = prediction.meta.get("label_values")
+        values = np.unique(labels[labels > 0]) if known is None else np.asarray(known).ravel()
+        inside = {label_name(value, self.names): labels == value for value in map(int, values)}
+        image = read_intensities(str(prediction.meta.get("filename_or_obj", "")), labels.shape)
+        found |= measure_labels(inside, np.asarray(prediction.affine), image)
+        if LABEL_CONFIDENCE in prediction.meta:
+            sure = torch.as_tensor(prediction.meta[LABEL_CONFIDENCE]).flatten().tolist()
+            found["confidence"] = {name: None if isnan(mean) else round(mean, 2) for name, mean in zip(inside, sure)}
         return found

@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from ..data.datalist import case_name
+
+
+def is_first() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def iteration_cases(engine: Engine) -> list[dict[str, Any]]:

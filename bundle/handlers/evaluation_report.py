@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
-from ..keys import PRED, TRUTH_MASKS
-from ..metrics import scan_dice
-from .cases import scan_name
+from ..keys import PRED
+from ..metrics import ScanDice
+from ..terminal import format_table, next_command, table_logger
+from .cases import is_first, scan_name
 from .finished import FinishedCases
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationReport:
@@ -33,7 +35,7 @@ class EvaluationReport:
         labels: label values, in the order of the masks.
         names: name of each value.
         protocol: name of the protocol.
-        within_extent: see :func:`scan_dice`.
+        metric: the evaluator's, which measures each case before this handler is asked.
         details: further entries of the summary, such as fold and support.
         finished: cases that an interrupted run finished; their rows are taken from its table.
     """
@@ -44,7 +46,7 @@ class EvaluationReport:
         labels: Sequence[int],
         names: Mapping[int, str],
         protocol: str,
-        within_extent: bool,
+        metric: ScanDice,
         details: Mapping[str, Any] | None = None,
         finished: FinishedCases | None = None,
     ) -> None:
@@ -52,7 +54,7 @@ class EvaluationReport:
         self.labels = list(labels)
         self.names = {value: names.get(value, f"label {value}") for value in self.labels}
         self.protocol = protocol
-        self.within_extent = within_extent
+        self.metric = metric
         self.details = dict(details or {})
         self.finished = finished
         self.rows: list[dict[str, Any]] = []
@@ -66,7 +68,7 @@ class EvaluationReport:
     def start(self, engine: Engine | None = None) -> None:
         """Begin with the rows of the cases that are finished already."""
         self.rows = []
-        if self.finished is None or not self.finished.cases or not _is_first():
+        if self.finished is None or not self.finished.cases or not is_first():
             return
         with open(self.output_dir / "metrics.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
@@ -75,19 +77,18 @@ class EvaluationReport:
                     self.rows.append({**row, "label": int(row["label"]), "dice": dice})
 
     def add(self, engine: Engine) -> None:
-        """Measure the cases of an iteration and write the table; of several processes, the first writes its own."""
-        for output in engine.state.output:
-            dice = scan_dice(
-                output[PRED].as_subclass(torch.Tensor),
-                output[TRUTH_MASKS].as_subclass(torch.Tensor),
-                self.within_extent,
-            )
+        """Add the cases of an iteration and write the table; of several processes, the first writes its own."""
+        cases = engine.state.output
+        for output, dice in zip(cases, self.metric.measured[-len(cases) :]):
             case = scan_name(output[PRED])
+            scores = []
             for value, score in zip(self.labels, dice.tolist()):
                 percent = "" if np.isnan(score) else round(100 * score, 3)
+                scores.append(percent)
                 row = {"case": case, "label": value, "name": self.names[value], "dice": percent}
                 self.rows.append({**row, "protocol": self.protocol})
-        if _is_first():
+            logger.info("%d/%d %s: Dice %s %%", engine.state.iteration, engine.state.epoch_length, case, _mean(scores))
+        if is_first():
             self._write_table()
 
     def _write_table(self) -> None:
@@ -100,7 +101,7 @@ class EvaluationReport:
             writer.writerows(self.rows)
 
     def finish(self, engine: Engine | None = None) -> None:
-        """Write the summary and log it in one line; the first of several processes does so for all.
+        """Write the summary and log it as a table; the first of several processes does so for all.
 
         Without an engine, of the cases that are finished already.
         """
@@ -112,7 +113,7 @@ class EvaluationReport:
             order = {value: index for index, value in enumerate(self.labels)}
             gathered = [row for part in parts for row in part]
             self.rows = sorted(gathered, key=lambda row: (row["case"], order[row["label"]]))
-            if not _is_first():
+            if not is_first():
                 return
             self._write_table()
         per_label = {}
@@ -128,10 +129,42 @@ class EvaluationReport:
             **self.details,
         }
         write_json(self.output_dir / "summary.json", summary)
-        text = ", ".join(f"{name} {score}" for name, score in per_label.items())
-        logging.getLogger(__name__).info("Dice (%s): mean %s; %s", self.protocol, summary["mean"], text)
+        if self.rows:
+            table_logger.info("\n%s\n\n%s", self.format(summary), "\n".join(self._notes()))
+
+    def format(self, summary: Mapping[str, Any]) -> str:
+        """The table of the Dice of each case and label, in percent, and their means."""
+        cases: dict[str, list[Any]] = {}
+        for row in self.rows:
+            cases.setdefault(row["case"], []).append(row["dice"])
+        rows = [[case, *map(_cell, scores), _mean(scores)] for case, scores in cases.items()]
+        by_label = list(zip(*cases.values()))
+        mean = ["mean", *map(_cell, summary["per_label"].values()), _cell(summary["mean"])]
+        spread = ["sd", *(_spread(scores) for scores in by_label), ""]
+        return format_table([f"Dice in %, {self.protocol}", *self.names.values(), "mean"], [*rows, mean, spread])
+
+    def _notes(self) -> list[str]:
+        page = next_command("report", str(self.output_dir))
+        notes = [f"table    {self.output_dir}/metrics.csv, summary {self.output_dir}/summary.json", f"pictures {page}"]
+        before = 0 if self.finished is None else len(self.finished.cases)
+        if before:
+            left = len({row["case"] for row in self.rows}) - before
+            done = "nothing to do" if left == 0 else f"{left} were left"
+            notes.append(f"{before} cases were finished before: {done}; --resume False makes them anew")
+        return notes
 
 
-def _is_first() -> bool:
-    """Whether this is the first of several processes, or the only one."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def _known(scores: Sequence[Any]) -> list[float]:
+    return [float(score) for score in scores if score not in ("", None)]
+
+
+def _cell(score: Any) -> str:
+    return "-" if score in ("", None) else f"{float(score):.1f}"
+
+
+def _mean(scores: Sequence[Any]) -> str:
+    return _cell(np.mean(_known(scores)) if _known(scores) else None)
+
+
+def _spread(scores: Sequence[Any]) -> str:
+    return _cell(np.std(_known(scores)) if _known(scores) else None)

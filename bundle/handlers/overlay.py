@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import LoadImage
 
+from ..data.reader import NiftiReader
 from ..keys import PRED
 from ..visualize import overlay_figure, save_figure, to_planes
 from .cases import case_file, check_keys, iteration_cases, scan_name
@@ -94,7 +95,7 @@ class OverlaySaver:
         self.check(case)
         prediction = case[self.pred_key]
         source = str(prediction.meta.get("filename_or_obj", ""))
-        image = LoadImage(image_only=True, ensure_channel_first=True)(source)
+        image = LoadImage(NiftiReader, image_only=True, ensure_channel_first=True)(source)
         affine = np.asarray(image.affine)
         planes = to_planes(_plain(image), affine)
         filled, outlined = (

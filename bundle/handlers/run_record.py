@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from .. import __version__
 from ..atomic import write_json
 from ..identity import installed_versions
+from ..terminal import COMMAND, is_command
 
 PACKAGES = ("torch", "monai", "numpy", "scikit-image", "nibabel", "pytorch-ignite")
 
@@ -39,6 +40,8 @@ def command_line() -> str:
     """The command that started this program, quoted for a shell."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     arguments = sys.argv[1:]
+    if is_command():
+        return " ".join(map(quote, [COMMAND, *arguments]))
     if spec is not None and spec.name:
         module = spec.name[: -len(".__main__")] if spec.name.endswith(".__main__") else spec.name
         return " ".join(map(quote, ["python", "-m", module, *arguments]))

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch.nn.parallel import DistributedDataParallel
 
-from ..networks.weights import save_tensors
+from ..networks.weights import save_tensors, unwrapped
 
 
 class TrainingState:
@@ -38,9 +37,7 @@ class TrainingState:
         self, path: str | os.PathLike, objects: Mapping[str, Any], evaluator: Engine | None = None, resume: bool = True
     ) -> None:
         self.path = Path(path)
-        self.objects = {
-            name: item.module if isinstance(item, DistributedDataParallel) else item for name, item in objects.items()
-        }
+        self.objects = {name: unwrapped(item) for name, item in objects.items()}
         self.evaluator = evaluator
         self.resume = resume
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..networks.weights import save_state_dict
+from ..networks.weights import save_state_dict, unwrapped
 
 
 class WeightsSaver:
@@ -42,6 +41,5 @@ class WeightsSaver:
             return
         if self.best and engine.state.best_metric_epoch != engine.state.epoch:
             return
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        save_state_dict(network.state_dict(), self.path)
-        logging.getLogger(__name__).info("saved %s after epoch %d", self.path, engine.state.epoch)
+        save_state_dict(unwrapped(self.network).state_dict(), self.path)
+        logging.getLogger(__name__).debug("saved %s after epoch %d", self.path, engine.state.epoch)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoded import EncodedSupport
-from .location import sample_coordinates
+from .cell_registration import sample_coordinates
 from .matching import match_own_cells
+from .scans import EncodedSupport
 
 _TRACE = 1e-4  # share of a label in a cell that interpolation may leave where there is none
 

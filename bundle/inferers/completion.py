@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .encoded import EncodedSupport, Registration
-from .location import CellRegistration, nearest_slices
+from .cell_registration import CellRegistration
 from .matching import match_slices
+from .scans import EncodedSupport, Registration
 from .scores import margins, smooth_slices
+from .slice_registration import nearest_slices
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .encoded import EncodedSupport, Registration
+from .scans import EncodedSupport, Registration
+
+
+class SliceMatching:
+    """Matches slices to those of a scan that answer for them, by the network's prototypes.
+
+    Args:
+        slice_batch_size: support slices a pass; memory does not depend on the number of slices.
+    """
+
+    def __init__(self, slice_batch_size: int = 16) -> None:
+        self.slice_batch_size = slice_batch_size
+
+    def __call__(
+        self,
+        network: nn.Module,
+        features: Tensor,
+        scan: EncodedSupport,
+        values: Sequence[int],
+        registered: Registration,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`match_slices`."""
+        return match_slices(network, features, scan, values, registered, self.slice_batch_size)
 
 
 def match_slices(
@@ -32,9 +54,11 @@ def match_slices(
         Scores ``(D, 1 + n, h, w)``, and which labels the slices that answer show ``(D, n)``.
     """
     foreground, shows = scan.wanted(values)
-    chosen = registered.support_index.to(features.device)
+    chosen = registered.support_index.to(features.device, non_blocking=True)
     scores, shown = [], []
-    for part in torch.arange(len(features)).split(max(1, batch_size // chosen.shape[1])):
+    slices = max(1, batch_size // chosen.shape[1])
+    for first in range(0, len(features), slices):
+        part = slice(first, first + slices)
         index = chosen[part].clamp(min=0)  # (b, K)
         known = (chosen[part] >= 0)[..., None, None]
         masks = (foreground[index] * known[..., None]).transpose(1, 2)  # (b, n, K, h, w)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..identity import file_state
 from ..keys import IMAGE
-from .encoded import EncodedSupport
+from .scans import EncodedSupport
 from .scores import margins
+from .support_encoder import Cache
 
 
-@dataclass(frozen=True)
 class PseudoSupports:
     """Unlabelled scans between the support and the query: segmented by the support, they answer as further supports.
 
@@ -26,27 +26,72 @@ class PseudoSupports:
         count: how many of them are used, the first ones.
         min_reverse_dice: a label with less reverse Dice on a pseudo-support is not passed on by it.
         margin: by how much a class must win in a cell for the cell to count.
+        cache_size: how many are kept, at least those of a query.
 
     Raises:
         ValueError: for a negative number.
     """
 
-    images: Sequence[Mapping[str, Any]] = ()
-    count: int = 3
-    min_reverse_dice: float = 0.5
-    margin: float = 1.0
-
-    def __post_init__(self) -> None:
-        if min(self.count, self.min_reverse_dice, self.margin) < 0:
+    def __init__(
+        self,
+        images: Sequence[Mapping[str, Any]] = (),
+        count: int = 3,
+        min_reverse_dice: float = 0.5,
+        margin: float = 1.0,
+        cache_size: int = 8,
+    ) -> None:
+        if min(count, min_reverse_dice, margin) < 0:
             raise ValueError(
-                "count, min_reverse_dice and margin must be at least 0, got "
-                f"{self.count}, {self.min_reverse_dice} and {self.margin}"
+                f"count, min_reverse_dice and margin must be at least 0, got {count}, {min_reverse_dice} and {margin}"
             )
+        self.images = images  # of which bad ones are taken out
+        self.count = count
+        self.min_reverse_dice = min_reverse_dice
+        self.margin = margin
+        self._given: list[Tensor] = []
+        self._kept = Cache(cache_size)
+
+    def set_images(self, images: Sequence[Tensor]) -> None:
+        """Use scans in memory, ``(C, H, W, D)`` in the network's frame; an empty sequence goes back to the files."""
+        self._given = list(images)
+        self._kept.clear()
+
+    def __call__(
+        self,
+        query: str,
+        encoded: Sequence[EncodedSupport],
+        values: Sequence[int],
+        frame: Callable | None,
+        segment: Callable[[Tensor], EncodedSupport | None],
+    ) -> list[EncodedSupport]:
+        """Pseudo-supports of a query, segmented once by the support.
+
+        Args:
+            query: file of the query.
+            encoded: the support; encoded anew for other weights, so that it stands for the network, too.
+            values: the ``n`` labels.
+            frame: transform of a file into the network's frame; ``None`` without files.
+            segment: makes a pseudo-support of a scan in the network's frame.
+        """
+        sources: dict[tuple, Any] = {}
+        if self._given:
+            sources = {("given", index): image for index, image in enumerate(self._given[: self.count])}
+        elif frame is not None:
+            sources = {(file, *file_state(file)): file for file in self.choose(query)}
+        found = []
+        for source, image in sources.items():
+
+            def make(image: Any = image) -> EncodedSupport | None:
+                return segment(frame({IMAGE: image})[IMAGE] if frame and isinstance(image, str) else image)
+
+            # the key holds the supports themselves, so that their numbers are nobody else's
+            found.append(self._kept.get((source, *encoded, *values), make, len(sources)))
+        return [pseudo_support for pseudo_support in found if pseudo_support is not None]
 
     def choose(self, query: str) -> list[str]:
         """Files of the pseudo-supports of a query that lies in a file."""
         files = [os.fspath(entry[IMAGE]) for entry in self.images]
-        return [file for file in files if os.path.abspath(file) != os.path.abspath(query)][: self.count]
+        return [file for file in files if os.path.realpath(file) != os.path.realpath(query)][: self.count]
 
     def encode(
         self,

@@ -24,7 +24,7 @@ def smooth_slices(scores: Tensor, possible: Tensor, sigma: Tensor | float) -> Te
         kernel = torch.exp(-0.5 * ((steps[:, None] - steps[None])[..., None] / widths) ** 2) * possible[None]
         kernel = kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (D, D, n)
         scores = torch.einsum("tsn,snhw->tnhw", kernel, scores)
-    return torch.where(possible[..., None, None], scores, torch.full_like(scores, ABSENT))
+    return torch.where(possible[..., None, None], scores, ABSENT)
 
 
 def leave_out(scores: Tensor, kept: Tensor) -> Tensor:
@@ -46,5 +46,6 @@ def margins(scores: Tensor) -> Tensor:
     """
     if scores.shape[1] == 1:
         return scores
-    best, second = scores.topk(2, dim=1).values.split(1, dim=1)
+    best, winner = scores.max(dim=1, keepdim=True)
+    second = scores.scatter(1, winner, -torch.inf).amax(dim=1, keepdim=True)  # on a CPU much faster than topk
     return torch.where(scores == best, best - second, scores - best)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .encoded import EncodedSupport
-from .scores import margins
+from .scans import EncodedSupport
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,14 @@ class TruncatedStructures:
     share: float = 0.15
     margin: float = 1.4
 
-    def find(self, scores: Tensor, scans: Sequence[EncodedSupport], values: Sequence[int], spacing_mm: float) -> Tensor:
+    def find(
+        self,
+        scores: Tensor,
+        scans: Sequence[EncodedSupport],
+        values: Sequence[int],
+        spacing_mm: float,
+        batch_size: int = 8,
+    ) -> Tensor:
         """Find them.
 
         Args:
@@ -34,16 +40,25 @@ class TruncatedStructures:
             scans: the support, on which the usual volume is measured, of what as many slices can show.
             values: the ``n`` labels.
             spacing_mm: distance of the slices of the scores.
+            batch_size: slices that are looked at together.
 
         Returns:
             ``(n,)`` booleans.
         """
-        winner = scores.argmax(dim=1)
-        found = torch.zeros(len(values), dtype=torch.bool, device=scores.device)
-        for row, value in enumerate(values):
-            shown = [volume for scan in scans if (volume := scan.volume(value, len(scores) * spacing_mm)) > 0]
-            usual = sum(shown) / max(len(shown), 1) / spacing_mm
-            won = winner == row + 1
-            if (won[0].any() or won[-1].any()) and won.sum() / winner[0].numel() < self.share * usual:
-                found[row] = margins(scores)[:, row + 1][won].mean() < self.margin
-        return found
+        count = 1 + len(values)
+        ends = torch.cat([scores[:1], scores[-1:]]).max(dim=1).indices.flatten().bincount(minlength=count)[1:] > 0
+        if not ends.any():
+            return ends
+        sizes, totals = scores.new_zeros(count), scores.new_zeros(count)
+        for part in scores.split(batch_size):
+            best, winner = part.max(dim=1)
+            second = part.scatter(1, winner[:, None], -torch.inf).amax(dim=1)
+            sizes += winner.flatten().bincount(minlength=count)
+            totals += winner.flatten().bincount((best - second).flatten(), minlength=count)
+        length_mm, pixels = len(scores) * spacing_mm, scores[0, 0].numel()
+        usual = []
+        for value in values:
+            shown = [volume for scan in scans if (volume := scan.volume(value, length_mm)) > 0]
+            usual.append(sum(shown) / max(len(shown), 1) / spacing_mm * pixels)
+        small = sizes[1:] < self.share * torch.tensor(usual).to(sizes)
+        return ends & small & (totals[1:] < self.margin * sizes[1:])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .scores import ABSENT, margins
+from .scores import ABSENT
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,98 @@ class GuidedUpsampling:
         if not any(radii):
             return scores
         guide = (images[:, :1] / 2).clamp(-1, 2)  # bright outliers must not flatten what lies below them
-        margin = margins(scores) if exclusive else scores
-        absent = margin < ABSENT / 2
-        filtered = margin.clamp(-self.score_reach, self.score_reach)
-        each = torch.tensor([max(radii), *radii] if exclusive else radii)
-        for radius in each[each > 0].unique().tolist():
-            rows = each == radius
-            filtered[:, rows] = guided_filter(filtered[:, rows], guide, radius, self.epsilon)
-        filtered = torch.where(absent, torch.full_like(filtered, ABSENT), filtered)
-        if exclusive:  # a wide window leaves too much background where a small structure is
-            filtered[:, 0] = torch.minimum(filtered[:, 0], -filtered[:, 1:].amax(dim=1))
-        return filtered
+        if exclusive:
+            return self._filter_margins(scores, guide, radii)
+        absent = scores < ABSENT / 2
+        filtered = scores.clamp(-self.score_reach, self.score_reach)
+        for radius in sorted(set(radii) - {0}):
+            same = [row for row, own in enumerate(radii) if own == radius]
+            filtered[:, same] = guided_filter(filtered[:, same], guide, radius, self.epsilon)
+        return filtered.masked_fill_(absent, ABSENT)
+
+    def _filter_margins(self, scores: Tensor, guide: Tensor, radii: Sequence[int]) -> Tensor:
+        """Filter what each class wins by, the background's with the widest window, each where it is not clear."""
+        best, winner = scores.max(dim=1)
+        second = scores.scatter(1, winner[:, None], -torch.inf).amax(dim=1)
+        absent = scores[:, :, :1, :1] < ABSENT / 2  # a class can appear in a slice or not
+        out = torch.where(absent, ABSENT, -self.score_reach).repeat(1, 1, *scores.shape[2:])
+        top = torch.full_like(best, -self.score_reach)
+        near = (scores[:, 1:] > scores[:, :1] - self.score_reach).any(dim=0)  # (n, H, W)
+        around = [3 * radius for radius in (max(radii), *radii)]
+        boxes = _boxes(torch.cat([near.any(dim=0, keepdim=True), near]), around)
+        for channel in [*range(1, scores.shape[1]), 0]:
+            radius = radii[channel - 1] if channel else max(radii)
+            box = boxes[channel]
+            own, won = scores[:, channel][box], winner[box] == channel
+            margin = torch.where(won, own - second[box], own - best[box])
+            lost = margin < ABSENT / 2
+            found = margin.clamp(-self.score_reach, self.score_reach)
+            if radius > 0:
+                found = guided_filter(found[:, None], guide[:, 0][box][:, None], radius, self.epsilon)[:, 0]
+            if channel:
+                top[box] = torch.maximum(top[box], found)
+                out[:, channel][box] = found.masked_fill(lost, ABSENT)
+            else:  # a wide window leaves too much background where a small structure is
+                out[:, 0] = self.score_reach
+                out[:, 0][box] = torch.minimum(found, -top[box])
+        return out
+
+
+def _boxes(shown: Tensor, around: Sequence[int]) -> list[tuple[slice, slice, slice]]:
+    """Of each mask ``(n, H, W)`` all slices, and the rows and columns that it reaches with so many pixels around."""
+    spans = []
+    for profile, size in ((shown.any(dim=2), shown.shape[1]), (shown.any(dim=1), shown.shape[2])):
+        steps = torch.arange(size, device=shown.device)
+        low = torch.where(profile, steps, size).amin(dim=1)
+        spans.append(torch.stack([low, torch.where(profile, steps, -1).amax(dim=1)], dim=1))
+    every = slice(None)
+    boxes = []
+    for (top, bottom, left, right), pixels in zip(torch.cat(spans, dim=1).tolist(), around):
+        rows = slice(max(0, top - pixels), bottom + 1 + pixels)
+        columns = slice(max(0, left - pixels), right + 1 + pixels)
+        boxes.append((every, rows, columns) if bottom >= 0 else (every, slice(0, 1), slice(0, 1)))
+    return boxes
+
+
+def upsample(
+    scores: Tensor,
+    images: Tensor,
+    guided: GuidedUpsampling | None,
+    exclusive: bool,
+    widths: Sequence[float],
+    batch_size: int,
+) -> Tensor:
+    """Bring scores from the feature grid to the image, a few slices at a time.
+
+    Args:
+        scores: ``(D, n, h, w)``.
+        images: slices ``(D, C, H, W)``.
+        guided: fits them to the images; ``None`` for nothing.
+        exclusive: see :class:`GuidedUpsampling`.
+        widths: see there.
+        batch_size: slices at a time, or fewer, see :func:`slices_a_pass`.
+
+    Returns:
+        ``(D, n, H, W)``.
+    """
+    batch_size = slices_a_pass(scores.shape[1], images, batch_size)
+    out = scores.new_empty(*scores.shape[:2], *images.shape[-2:])
+    for part, below, place in zip(scores.split(batch_size), images.split(batch_size), out.split(batch_size)):
+        fine = F.interpolate(part, size=below.shape[-2:], mode="bilinear", align_corners=False)
+        place.copy_(fine if guided is None else guided(fine, below, exclusive, widths))
+    return out
+
+
+def slices_a_pass(channels: int, images: Tensor, batch_size: int, numbers: int = 2**25) -> int:
+    """How many slices are worked on at once, so that memory does not grow with the labels either.
+
+    Args:
+        channels: scores a pixel.
+        images: slices ``(D, C, H, W)``.
+        batch_size: at most so many.
+        numbers: scores at once.
+    """
+    return max(1, min(batch_size, numbers // (channels * images.shape[-2] * images.shape[-1])))
 
 
 def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
@@ -87,18 +169,28 @@ def guided_filter(values: Tensor, guide: Tensor, radius: int, epsilon: float) ->
 
     Reference: He, Sun and Tang, IEEE TPAMI 35(6), 2013, https://doi.org/10.1109/TPAMI.2012.213.
     """
-    down, across = (_window(size, radius, values) for size in values.shape[-2:])
+    down, across = (_windows(size, radius, values) for size in values.shape[-2:])
 
-    def mean(x: Tensor) -> Tensor:
-        return down @ x @ across.T  # several times faster than pooling with a window as wide
+    def mean(x: Tensor) -> Tensor:  # products are several times faster than pooling with a window as wide
+        x = torch.cat([window @ x[..., reached, :] for reached, window in down], dim=-2)
+        return torch.cat([x[..., reached] @ window.T for reached, window in across], dim=-1)
 
     guide_mean, value_mean = mean(guide), mean(values)
     slope = (mean(guide * values) - guide_mean * value_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
     return mean(slope) * guide + mean(value_mean - slope * guide_mean)
 
 
-def _window(size: int, radius: int, like: Tensor) -> Tensor:
-    """Matrix ``(size, size)`` whose product with a vector is its mean over a window, which is cut at the ends."""
+def _windows(size: int, radius: int, like: Tensor, strip: int = 64) -> list[tuple[slice, Tensor]]:
+    """Means over a window, which is cut at the ends, as products of matrices.
+
+    Returns:
+        For each strip of the axis what its windows reach, and the matrix by which that is multiplied.
+    """
     steps = torch.arange(size, device=like.device)
     inside = ((steps[:, None] - steps).abs() <= radius).to(like.dtype)
-    return inside / inside.sum(dim=1, keepdim=True)
+    windows = inside / inside.sum(dim=1, keepdim=True)
+    found = []
+    for first in range(0, size, strip):
+        reached = slice(max(0, first - radius), first + strip + radius)
+        found.append((reached, windows[first : first + strip, reached]))
+    return found

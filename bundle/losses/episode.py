@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .boundary import boundary_term
+from .processes import mean_of_processes
+
 
 class EpisodeLoss(nn.Module):
-    """Sum of the query's weighted cross-entropy and the support's cross-entropy (TMI eq. 7-9).
+    """Sum of the query's weighted cross-entropy and the support's cross-entropy (TMI eq. 7-9), and a boundary term.
 
     The query's term may be computed on a coarser grid than the target's, such as the network's feature grid: the
     target of a cell is then each class's share of it.
@@ -21,16 +23,25 @@ class EpisodeLoss(nn.Module):
             weighs every pixel alike, as published, 1 every class.
         alignment_weight: factor of the alignment term (1). The term is absent where the network appends no
             aligned logits.
+        boundary_weight: factor of :func:`boundary_term` of the query, our own formulation of the TMI version's
+            boundary prior; 0 leaves it out.
 
     Raises:
         ValueError: when the channels of prediction and target do not fit.
     """
 
-    def __init__(self, background_weight: float = 0.05, balance: float = 0.0, alignment_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        background_weight: float = 0.05,
+        balance: float = 0.0,
+        alignment_weight: float = 1.0,
+        boundary_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.background_weight = background_weight
         self.balance = balance
         self.alignment_weight = alignment_weight
+        self.boundary_weight = boundary_weight
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Loss of a batch of episodes.
@@ -45,7 +56,11 @@ class EpisodeLoss(nn.Module):
         channels = pred.shape[1] - 2 * masks if aligned else pred.shape[1]
         if channels < 2 or masks % (channels - 1) != 0:
             raise ValueError(f"pred of {pred.shape[1]} channels does not fit a target of {target.shape[1]} channels")
-        loss = self.query_term(pred[:, :channels].float(), target[:, 0].long())
+        query, labels = pred[:, :channels].float(), target[:, 0].long()
+        loss = self.query_term(query, labels)
+        if self.boundary_weight > 0:
+            shares = class_shares(labels, channels, query.shape[-2:])
+            loss = loss + self.boundary_weight * boundary_term(F.softmax(query, dim=1), shares)
         if aligned:
             support = pred[:, channels:].float().reshape(-1, 2, pred.shape[2], pred.shape[3])
             shares = class_shares(target[:, 1:].flatten(0, 1).long(), 2, support.shape[-2:])
@@ -64,18 +79,6 @@ class EpisodeLoss(nn.Module):
         weight[:, 0] = weight[:, 0] * self.background_weight
         weighted = shares * weight[:, :, None, None]
         return -(weighted * F.log_softmax(logits, dim=1)).sum() / mean_of_processes(weighted.sum()).clamp(min=1e-8)
-
-
-def mean_of_processes(value: Tensor) -> Tensor:
-    """Mean of a value without gradient over the processes of a distributed training; the value itself outside of one.
-
-    Divided by it, the processes' losses, and so the gradients that are averaged, are those of all episodes together.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
 
 
 def class_shares(labels: Tensor, classes: int, size: tuple[int, int] | torch.Size) -> Tensor:

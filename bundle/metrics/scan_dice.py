@@ -12,7 +12,7 @@ def scan_dice(pred: Tensor, truth: Tensor, within_extent: bool = False) -> Tenso
 
     Args:
         pred: masks ``(n, H, W, D)``, 0 or 1, slices along the last axis.
-        truth: masks of the same shape.
+        truth: masks of the same shape, on any device.
         within_extent: count only the slices from the label's first to its last in ``truth``, as the published
             protocols do.
 
@@ -24,7 +24,7 @@ def scan_dice(pred: Tensor, truth: Tensor, within_extent: bool = False) -> Tenso
     """
     if pred.shape != truth.shape:
         raise ValueError(f"pred of shape {tuple(pred.shape)} does not fit truth of shape {tuple(truth.shape)}")
-    pred, truth = pred > 0, truth > 0
+    pred, truth = pred > 0, truth.to(pred.device) > 0
     shown = truth.flatten(1, 2).any(dim=1)  # (n, D)
     if within_extent:
         extent = (shown.cumsum(dim=1) > 0) & (shown.flip(1).cumsum(dim=1).flip(1) > 0)
@@ -39,16 +39,29 @@ class ScanDice(CumulativeIterationMetric):
 
     Args:
         within_extent: see :func:`scan_dice`.
+
+    Attributes:
+        measured: what :func:`scan_dice` gave for each scan since the last :meth:`reset`; of several processes,
+            this one's.
     """
 
     def __init__(self, within_extent: bool = False) -> None:
         super().__init__()
         self.within_extent = within_extent
+        self.measured: list[Tensor] = []
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        super().reset()
+        self.measured = []
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> Tensor:
         if y is None:
             raise ValueError("ScanDice needs the true masks")
-        return torch.stack([scan_dice(p, t, self.within_extent) for p, t in zip(y_pred, y)])
+        scans = zip(y_pred.as_subclass(Tensor), y.as_subclass(Tensor))
+        dice = torch.stack([scan_dice(pred, truth, self.within_extent) for pred, truth in scans])
+        self.measured += dice.unbind()
+        return dice
 
     def aggregate(self) -> Tensor:
         """Mean over scans, then labels; a scalar tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .acceleration import compile_arguments
+from .acceleration import compile_arguments, set_deterministic
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
 from .onnx import EncoderOnly, OnnxEncoder, with_onnx_encoder
@@ -21,5 +21,6 @@ __all__ = [
     "fast_precision",
     "check_weights",
     "load_weights",
+    "set_deterministic",
     "with_onnx_encoder",
 ]

@@ -1,4 +1,4 @@
-"""Compilation and CUDA graphs where they work, and plain execution with a word about it where they do not."""
+"""Compilation and CUDA graphs where they work, with a word about it elsewhere; kernels that repeat themselves."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def compile_arguments(compile: bool, cuda_graphs: bool, device: str | torch.devi
             return {"compile": True, "compile_kwargs": kwargs}
         _log("CUDA graphs", problem)
     return {"compile": False, "compile_kwargs": None}
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Let a device compute the same bits each time, or whatever is fastest.
+
+    Args:
+        deterministic: use kernels that repeat themselves where there are any, and a warning names what has none;
+            otherwise cuDNN tries its kernels and takes the fastest. CPUs repeat themselves anyway.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
 
 
 def _problem(device: torch.device, kwargs: dict[str, Any]) -> str | None:

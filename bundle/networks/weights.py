@@ -11,12 +11,13 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..atomic import replacing
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder
@@ -26,9 +27,12 @@ from .encoders.resnet import RESNET_LAYERS
 
 _PREFIX = "encoder."  # the encoder's name inside ALPNet
 _NESTED_KEYS = ("state_dict", "model", "network")  # where checkpoints keep the weights beside optimizers
+# what training frameworks, torch.compile and parallel wrappers put before every name of published weights
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
 # kind of checkpoint: a pattern that at least one of its keys matches; the first kind that fits is named in messages
 _KINDS = {
+    "adnet": r"t",
     "official": r"encoder\.(backbone\.conv1|localconv)\.weight",
     "efficientnet_lite": r"_conv_stem\.weight",
     "torchvision": r"(backbone\.)?conv1\.weight",
@@ -77,6 +81,7 @@ def convert_official(state_dict: Mapping[str, torch.Tensor]) -> ConvertedWeights
     Raises:
         ValueError: if the checkpoint is of another kind, or keys are unknown, missing or of a wrong shape.
     """
+    state_dict = _without_wrappers(state_dict)
     _require_kind(state_dict, "official")
     kept = _select(
         state_dict,
@@ -91,10 +96,41 @@ def convert_official(state_dict: Mapping[str, torch.Tensor]) -> ConvertedWeights
     return _fit(ResNetEncoder, arguments, kept)
 
 
+def convert_adnet(state_dict: Mapping[str, torch.Tensor], seed: int = 0) -> ConvertedWeights:
+    """Convert the encoder of a checkpoint of ADNet's published code (Hansen et al., Medical Image Analysis 78, 2022).
+
+    Its encoder has the names of the method's own, ``encoder.backbone.*`` and ``encoder.localconv.weight``. Its learned
+    threshold ``t`` is dropped: there it takes the place of the background's prototypes, which :py:class:`ALPNet` has.
+
+    Args:
+        state_dict: the checkpoint.
+        seed: seed of the 1x1 convolution's random orthogonal weights, if the checkpoint lacks it.
+
+    Returns:
+        Weights for a :py:class:`ResNetEncoder`.
+
+    Raises:
+        ValueError: if the checkpoint is of another kind, or keys are unknown, missing or of a wrong shape.
+    """
+    state_dict = _without_wrappers(state_dict)
+    _require_kind(state_dict, "adnet")
+    kept = _select(
+        {key: value for key, value in state_dict.items() if key != "t"},
+        keep={"encoder.backbone.": "backbone.", "encoder.localconv.": "localconv."},
+        drop=("encoder.aspp_out.", "encoder.asppconv."),
+        kind="adnet",
+    )
+    channels = kept["localconv.weight"].shape[0] if "localconv.weight" in kept else 256
+    arguments = {"depth": _resnet_depth(kept, "backbone."), "embedding_channels": channels}
+    weights = _fit(ResNetEncoder, arguments, kept, seed)
+    dropped = "the threshold t is left out: the prototypes of the background take its place"
+    return replace(weights, note="; ".join(filter(None, (weights.note, dropped))))
+
+
 def convert_torchvision(
     state_dict: Mapping[str, torch.Tensor], embedding_channels: int | None = 256, seed: int = 0
 ) -> ConvertedWeights:
-    """Convert torchvision's weights of a ResNet classifier or of DeepLabV3 on a ResNet.
+    """Convert torchvision's weights of a ResNet classifier, or of DeepLabV3 or FCN on a ResNet.
 
     Args:
         state_dict: keys ``conv1.*``, ``layer1.*`` ..., ``fc.*`` (dropped); or ``backbone.*``, ``classifier.*``,
@@ -108,6 +144,7 @@ def convert_torchvision(
     Raises:
         ValueError: if the checkpoint is of another kind, or keys are unknown, missing or of a wrong shape.
     """
+    state_dict = _without_wrappers(state_dict)
     _require_kind(state_dict, "torchvision")
     if "backbone.conv1.weight" in state_dict:
         keep = {"backbone.": "backbone."}
@@ -145,6 +182,7 @@ def convert_efficientnet_lite(
         ValueError: if the checkpoint is of another kind, keys are unknown, missing or of a wrong shape, or
             `num_blocks` exceeds the variant's.
     """
+    state_dict = _without_wrappers(state_dict)
     _require_kind(state_dict, "efficientnet_lite")
     kept = _select(
         state_dict,
@@ -219,6 +257,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     return dict(state_dict)
 
 
+def unwrapped(item: Any) -> Any:
+    """A network without the wrappers of ``torch.compile`` and of several processes, whose names have prefixes.
+
+    Args:
+        item: a network, or anything else, which comes back as it is.
+    """
+    while True:
+        if isinstance(item, DistributedDataParallel):
+            item = item.module
+        elif isinstance(item, nn.Module) and hasattr(item, "_orig_mod"):
+            item = item._orig_mod
+        else:
+            return item
+
+
 def save_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     """Write a state dict in one step: the file appears complete, or the old one stays.
 
@@ -285,10 +338,20 @@ def check_weights(
         )
 
 
+def _without_wrappers(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Take off the names of wrappers that stand before every key, one after another."""
+    while state_dict:
+        wrapper = next((name for name in _WRAPPERS if all(key.startswith(name) for key in state_dict)), None)
+        if wrapper is None:
+            break
+        state_dict = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
+    return state_dict
+
+
 def _require_kind(state_dict: Mapping[str, torch.Tensor], kind: str) -> None:
     """Raise if a state dict is not of `kind`, naming the kind it seems to be."""
     found = [name for name, pattern in _KINDS.items() if any(re.fullmatch(pattern, key) for key in state_dict)]
-    if kind not in found:
+    if kind not in found[:1]:
         seems = f"it looks like {found[0]}" if found else f"its first keys are {_listed(state_dict)}"
         raise ValueError(f"not a checkpoint of the kind {kind}: {seems}; kinds are {', '.join(_KINDS)}")
 

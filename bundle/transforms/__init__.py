@@ -4,7 +4,7 @@ from .body import BodyMask, BodyMaskd
 from .check import CheckVolumed
 from .chunks import QueryChunksd
 from .components import LargeComponents, LargeComponentsd
-from .confidence import ConfidenceMap, ConfidenceMapd
+from .confidence import ConfidenceMap, ConfidenceMapd, MeanConfidence, MeanConfidenced
 from .episode import RandEpisoded, RandView
 from .intensity import ScanIntensity, ScanIntensityd
 from .label_grid import MatchLabel, MatchLabeld
@@ -30,6 +30,8 @@ __all__ = [
     "LargeComponentsd",
     "MatchLabel",
     "MatchLabeld",
+    "MeanConfidence",
+    "MeanConfidenced",
     "OrientSlices",
     "OrientSlicesd",
     "QueryChunksd",
@@ -39,10 +41,10 @@ __all__ = [
     "RandView",
     "RestoreGeometry",
     "RestoreGeometryd",
-    "SelectSupport",
-    "SelectSupportd",
     "ScanIntensity",
     "ScanIntensityd",
+    "SelectSupport",
+    "SelectSupportd",
     "SimilarityMap",
     "SimilarityMapd",
     "SliceFrame",

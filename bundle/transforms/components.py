@@ -36,14 +36,18 @@ class LargeComponents(Transform):
             return labels
         values = torch.as_tensor(labels).as_subclass(torch.Tensor).cpu().numpy().copy()
         for channel in values:
-            for value in np.unique(channel[channel > 0]):
-                components, count = ndimage.label(channel == value)
+            whole = channel if channel.dtype.kind in "iu" else channel.astype(np.int64)
+            for value, box in enumerate(ndimage.find_objects(whole), 1):
+                if box is None:
+                    continue
+                part = channel[box]
+                components, count = ndimage.label(part == value)
                 if count > 1:
                     sizes = np.bincount(components.ravel())
                     sizes[0] = 0
                     small = sizes < self.min_share * sizes.max()
                     small[0] = False
-                    channel[small[components]] = 0
+                    part[small[components]] = 0
         return convert_to_dst_type(values, labels)[0]
 
 

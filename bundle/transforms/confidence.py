@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
+
+from ..keys import LABEL_CONFIDENCE
+from .spatial import RestoreGeometry
 
 
 class ConfidenceMap(Transform):
@@ -25,18 +29,20 @@ class ConfidenceMap(Transform):
             another kind need their own.
         outside: confidence where all scores are 0, which is what :class:`RestoreGeometry` writes around the
             network's frame: background by rule, in [0, 1].
+        restore: whether the scores are in the network's frame, see :class:`LabelMap`.
 
     Raises:
         ValueError: for a temperature that is not positive, or ``outside`` beyond [0, 1].
     """
 
-    def __init__(self, temperature: float = 0.8, outside: float = 1.0) -> None:
+    def __init__(self, temperature: float = 0.8, outside: float = 1.0, restore: bool = False) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if not 0 <= outside <= 1:
             raise ValueError(f"outside must lie in [0, 1], got {outside}")
         self.temperature = temperature
         self.outside = outside
+        self.restore = RestoreGeometry() if restore else None
 
     def __call__(self, scores: MetaTensor, label_map: torch.Tensor | None = None) -> MetaTensor:
         """Turn scores into confidence ``(1, H, W, D)``, float32.
@@ -53,10 +59,17 @@ class ConfidenceMap(Transform):
         if "label_values" not in scores.meta:
             raise KeyError("ConfidenceMap: the meta data lack label_values, which FewShotInferer writes")
         values = [0, *(int(v) for v in np.asarray(scores.meta["label_values"]).ravel())]
-        plain = scores.as_subclass(torch.Tensor).float()
-        if len(values) not in (plain.shape[0], plain.shape[0] + 1):
-            raise ValueError(f"ConfidenceMap: {plain.shape[0]} channels for the label values {values}")
-        compete = len(values) == plain.shape[0]
+        if len(values) not in (len(scores), len(scores) + 1):
+            raise ValueError(f"ConfidenceMap: {len(scores)} channels for the label values {values}")
+        labels = [] if label_map is None else [label_map.as_subclass(torch.Tensor)]
+        if self.restore is not None:
+            return self.restore.assemble(scores, torch.float32, partial(self._measure, values), *labels)
+        found = self._measure(values, scores.as_subclass(torch.Tensor).float(), *labels)
+        return MetaTensor(found, meta=dict(scores.meta))
+
+    def _measure(self, values: list[int], plain: torch.Tensor, label_map: torch.Tensor | None = None) -> torch.Tensor:
+        """Confidence ``(1, …)`` of scores ``(C, …)``."""
+        compete = len(values) == len(plain)
         nowhere = ~plain.any(dim=0, keepdim=True)
         if compete:
             shares = torch.softmax(plain / self.temperature, dim=0)
@@ -65,12 +78,11 @@ class ConfidenceMap(Transform):
             shares = torch.sigmoid(torch.cat([-best, plain]) / self.temperature)
         if label_map is None:
             padded = plain if compete else torch.cat([torch.zeros_like(plain[:1]), plain])
-            chosen = padded.argmax(dim=0, keepdim=True)
+            chosen = padded.max(dim=0, keepdim=True).indices
         else:
             chosen = self._channels(label_map, values, plain.shape[1:])
         confidence = shares.gather(0, chosen)
-        confidence = torch.where(nowhere & (chosen == 0), torch.full_like(confidence, self.outside), confidence)
-        return MetaTensor(confidence, meta=dict(scores.meta), affine=scores.affine)
+        return torch.where(nowhere & (chosen == 0), torch.full_like(confidence, self.outside), confidence)
 
     @staticmethod
     def _channels(label_map: torch.Tensor, values: list[int], shape: torch.Size) -> torch.Tensor:
@@ -94,7 +106,7 @@ class ConfidenceMapd(MapTransform):
         keys: keys of the scores.
         names: keys of the results, one or one for each of ``keys``; ``None`` to replace the scores.
         label_key: key of the label map that was chosen; ``None`` for the class that wins.
-        temperature, outside: see :class:`ConfidenceMap`.
+        temperature, outside, restore: see :class:`ConfidenceMap`.
         allow_missing_keys: skip keys that are absent.
     """
 
@@ -105,12 +117,13 @@ class ConfidenceMapd(MapTransform):
         label_key: str | None = None,
         temperature: float = 0.8,
         outside: float = 1.0,
+        restore: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.names = self.keys if names is None else ensure_tuple_rep(names, len(self.keys))
         self.label_key = label_key
-        self.measure = ConfidenceMap(temperature, outside)
+        self.measure = ConfidenceMap(temperature, outside, restore)
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Convert each entry."""
@@ -119,5 +132,80 @@ class ConfidenceMapd(MapTransform):
         for key, name in self.key_iterator(out, self.names):
             found = self.measure(out[key], labels)
             percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
-            out[name] = MetaTensor(percent, meta=dict(found.meta), affine=found.affine)
+            out[name] = MetaTensor(percent, meta=dict(found.meta))
+        return out
+
+
+class MeanConfidence(Transform):
+    """Mean confidence in percent of each label over the voxels that it was given.
+
+    Only these voxels are looked at, so that it takes little time and memory where no map is wanted.
+
+    Args:
+        temperature, restore: see :class:`ConfidenceMap`.
+    """
+
+    def __init__(self, temperature: float = 0.8, restore: bool = False) -> None:
+        self.measure = ConfidenceMap(temperature)
+        self.restore = RestoreGeometry() if restore else None
+
+    def __call__(self, scores: MetaTensor, label_map: MetaTensor) -> MetaTensor:
+        """Add ``label_confidence`` ``(n,)`` to the meta data of a label map; NaN for a label without a voxel.
+
+        Args:
+            scores: ``(1 + n, H, W, D)`` or ``(n, H, W, D)``, see :class:`ConfidenceMap`.
+            label_map: ``(1, H, W, D)``, the values that were chosen in the end.
+
+        Raises:
+            KeyError, ValueError: see :class:`ConfidenceMap`.
+        """
+        plain = scores.as_subclass(torch.Tensor)
+        labels = label_map.as_subclass(torch.Tensor).to(plain.device)
+        grid = plain.shape[1:] if self.restore is None else np.asarray(scores.meta["spatial_shape"]).ravel()
+        if tuple(labels.shape[1:]) != tuple(int(n) for n in grid):
+            shapes = f"label map of shape {tuple(labels.shape)} for scores of {tuple(plain.shape)}"
+            raise ValueError(f"MeanConfidence: {shapes}")
+        whole = [((slice(None),) * 4, plain)]
+        values = np.asarray(scores.meta["label_values"]).ravel().astype(int).tolist()
+        sums, counts = plain.new_zeros(len(values)), plain.new_zeros(len(values))
+        for where, block in whole if self.restore is None else self.restore.blocks(scores):
+            for row, value in enumerate(values):
+                inside = labels[where][0] == value
+                part = MetaTensor(block[:, inside][..., None, None], meta=dict(scores.meta))
+                given = torch.full((1, *part.shape[1:]), value, device=labels.device)
+                sums[row] += self.measure(part, given).as_subclass(torch.Tensor).sum()
+                counts[row] += inside.sum()
+        means = 100 * sums / counts  # NaN of no voxel
+        found = MetaTensor(label_map.as_subclass(torch.Tensor), meta=dict(label_map.meta))
+        found.meta[LABEL_CONFIDENCE] = means.cpu()
+        return found
+
+
+class MeanConfidenced(MapTransform):
+    """Dictionary version of :class:`MeanConfidence`.
+
+    Args:
+        keys: key of the scores.
+        label_key: key of the label map, whose meta data get the result.
+        temperature, restore: see :class:`ConfidenceMap`.
+        allow_missing_keys: skip keys that are absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        temperature: float = 0.8,
+        restore: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+        self.measure = MeanConfidence(temperature, restore)
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        """Measure each entry."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[self.label_key] = self.measure(out[key], out[self.label_key])
         return out

@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, Transform
 
 from ..checks import check_label_values
 from ..data.grid import check_placement, paste
+from ..data.reader import OTHER_AFFINE
 from ..keys import IMAGE
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ class MatchLabel(Transform):
     """Bring a label map to the voxels of its image, as its header says.
 
     Labels come back from other tools with their axes in another order, cut to the extent of what is labelled, or as
-    floats that miss whole numbers by a little. Whatever a tool did, image and label have one grid from here on, so that
-    all that follows is decided by the image alone. What was changed beyond the order of axes is said in the log.
+    floats that miss whole numbers by a little; see :func:`check_placement` for what else is taken. Whatever a tool did,
+    image and label have one grid from here on, so that all that follows is decided by the image alone. What was changed
+    beyond the order of axes is said in the log.
     """
 
     def __call__(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
@@ -31,7 +33,8 @@ class MatchLabel(Transform):
 
         Args:
             label: label map ``(1, X, Y, Z)`` as stored, any type.
-            image: its image; only its meta data count: ``original_affine`` and ``spatial_shape`` of its file.
+            image: its image; only its meta data count: ``original_affine``, ``spatial_shape`` and ``other_affine``
+                of its file.
 
         Returns:
             Whole numbers ``(1, X, Y, Z)``, float32, on the grid of the image's file.
@@ -54,12 +57,15 @@ class MatchLabel(Transform):
         if (whole != array[0]).any():
             logger.info(f"{names[0]}: label values are rounded to whole numbers")
         affine = np.asarray(label.meta.get("original_affine", label.affine), dtype=float)
-        placement = check_placement(whole.shape, affine, shape, grid, *names)
+        placement = check_placement(whole.shape, affine, shape, grid, names[0], names[1], image.meta.get(OTHER_AFFINE))
         placed = paste(whole, placement, shape)
         if placed is None:
             raise ValueError(f"{names[0]}: labels lie outside of the image {names[1]}; repair the header")
-        if placement.shape != shape:
-            logger.info(f"{names[0]}: covers {' x '.join(map(str, whole.shape))} voxels, placed by its header")
+        if placement.note:
+            logger.warning(f"{names[0]}: {placement.note}")
+        lost = [] if placement.sampling is None else np.setdiff1d(np.unique(whole), np.unique(placed)).tolist()
+        if lost:
+            logger.warning(f"{names[0]}: the label values {lost} fall between the voxels of {names[1]}; resample it")
         meta = {**label.meta, "original_affine": grid, "spatial_shape": np.array(shape)}
         meta.pop("affine", None)
         return MetaTensor(

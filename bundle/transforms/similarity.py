@@ -47,8 +47,8 @@ class SimilarityMap(Transform):
         planes = (1 - cells.reshape(cells.shape[-3:])).movedim(-1, 0)[:, None]  # what is padded with 0 is similar
         planes = F.interpolate(planes, size=tuple(scores.shape[1:3]), mode="bilinear", align_corners=False)
         meta = {key: value for key, value in scores.meta.items() if key != SIMILARITY}
-        out = self.restore(MetaTensor(planes.movedim(0, -1), meta=meta, affine=scores.affine))
-        return MetaTensor(1 - out.as_subclass(torch.Tensor), meta=dict(out.meta), affine=out.affine)
+        out = self.restore(MetaTensor(planes.movedim(0, -1), meta=meta))
+        return MetaTensor(1 - out.as_subclass(torch.Tensor), meta=dict(out.meta))
 
 
 class SimilarityMapd(MapTransform):
@@ -73,5 +73,5 @@ class SimilarityMapd(MapTransform):
         for key, name in self.key_iterator(out, self.names):
             found = self.measure(out[key])
             percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
-            out[name] = MetaTensor(percent, meta=dict(found.meta), affine=found.affine)
+            out[name] = MetaTensor(percent, meta=dict(found.meta))
         return out

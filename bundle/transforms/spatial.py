@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,14 @@ def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.77) -
     pairs = [next(pair for pair in ("RL", "AP", "SI") if code in pair) for code in codes]
     last = pairs[coarse] if spacing[coarse] > anisotropy * others.max() else "SI"
     return "".join([*(pair[0] for pair in ("RL", "AP", "SI") if pair != last), last[0]])
+
+
+def count_slices(shape: Sequence[int], affine: np.ndarray | torch.Tensor) -> int:
+    """How many slices a volume of such a shape has, see :func:`slice_axcodes`."""
+    codes = aff2axcodes(np.asarray(affine))
+    last = slice_axcodes(affine)[-1]
+    opposite = {"R": "L", "A": "P", "S": "I"}.get(last, last)
+    return int(shape[next(axis for axis, code in enumerate(codes) if code in (last, opposite))])
 
 
 class OrientSlices(Transform):
@@ -177,13 +185,68 @@ class RestoreGeometry(Transform):
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         """Resample ``(C, H, W, D)`` to ``original_affine`` and ``spatial_shape`` of its meta data; 0 outside."""
+        affine, shape = self._grid(image)
+        out = self.resample(image, dst_affine=affine, spatial_size=shape)
+        out.affine = affine
+        return out
+
+    def blocks(self, image: MetaTensor, voxels: int = 2**25) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Resample a volume part by part, for what needs one part at a time and memory for no more.
+
+        Args:
+            image: see :meth:`__call__`.
+            voxels: how large a part may be, counting channels.
+
+        Yields:
+            Slices of the axes ``(C, H, W, D)`` of the whole result, and the result there ``(C, …)``.
+        """
+        affine, shape = self._grid(image)
+        to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
+        axis = int(to_frame[2, :3].abs().argmax())  # of the result, along the slices of the frame
+        others = max(1, int(np.prod(shape)) // max(1, shape[axis]))
+        step = max(1, voxels // (len(image) * others))
+        plain = image.as_subclass(torch.Tensor)
+        for first in range(0, shape[axis], step):
+            size = [*shape]
+            size[axis] = min(step, shape[axis] - first)
+            move = torch.eye(4, dtype=torch.float64)
+            move[axis, 3] = first
+            corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in size))
+            depths = ((to_frame @ move)[2, :3] * corners).sum(dim=1) + (to_frame @ move)[2, 3]
+            last = plain.shape[-1] - 1
+            low, high = (min(max(int(depth), 0), last) for depth in (depths.min() - 2, depths.max() + 3))
+            shift = torch.eye(4, dtype=torch.float64)
+            shift[2, 3] = low
+            part = MetaTensor(plain[..., low : high + 1], affine=image.affine.to(torch.float64) @ shift)
+            found = self.resample(part, dst_affine=affine @ move, spatial_size=size)
+            where = [slice(None)] * 4
+            where[1 + axis] = slice(first, first + size[axis])
+            yield tuple(where), found.as_subclass(torch.Tensor)
+
+    def assemble(
+        self, image: MetaTensor, dtype: torch.dtype, convert: Callable[..., torch.Tensor], *others: torch.Tensor
+    ) -> MetaTensor:
+        """What is made of a resampled volume ``(1, H, W, D)``, part by part, see :meth:`blocks`.
+
+        Args:
+            image: see :meth:`__call__`.
+            dtype: of the result.
+            convert: makes ``(1, …)`` of a part ``(C, …)`` and of the same part of the others.
+            others: volumes on the grid of the file.
+        """
+        affine, shape = self._grid(image)
+        out = torch.empty([1, *shape], dtype=dtype, device=image.device)
+        for where, part in self.blocks(image):
+            out[where] = convert(part, *(other[where] for other in others))
+        return MetaTensor(out, affine=affine, meta=dict(image.meta))
+
+    def _grid(self, image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
+        """Affine and shape of the file that a prediction belongs to."""
         missing = [key for key in ("original_affine", "spatial_shape") if key not in image.meta]
         if missing:
             raise KeyError(f"RestoreGeometry: the meta data lack {missing}; the volume must come from LoadImage")
         shape = [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()]
-        out = self.resample(image, dst_affine=torch.as_tensor(image.meta["original_affine"]), spatial_size=shape)
-        out.affine = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
-        return out
+        return torch.as_tensor(image.meta["original_affine"], dtype=torch.float64), shape
 
 
 class RestoreGeometryd(MapTransform):

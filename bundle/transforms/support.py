@@ -8,6 +8,8 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
@@ -15,7 +17,7 @@ from monai.utils import optional_import
 from ..data.datastore import Datastore, label_value_names, label_values
 from ..data.support import VALUES, resolve_support
 from ..keys import IMAGE, LABEL, PRED
-from ..quality import describe_quality
+from ..quality import describe_quality, label_name
 
 logger = logging.getLogger(__name__)
 HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
@@ -32,7 +34,8 @@ class SelectSupport(Transform):
 
     Finished labels are those of a MONAI Label studies folder: the query's own folder, or ``studies_dir`` for a query
     that lies elsewhere. All of them are used, the query's own excepted. Names decide what belongs together, whatever
-    values a client gave them; a structure that was not labelled on a scan is unknown there, not background.
+    values a client gave them; a structure that was not labelled on a scan is unknown there, not background. Names that
+    an app lists have the listed values in every result; all others get values that the list does not use.
 
     Args:
         default: ``[{"image": path, "label": path}, …]``, used when nothing else is there; may be empty.
@@ -40,10 +43,12 @@ class SelectSupport(Transform):
         studies_dir: studies folder for queries from elsewhere; by default what the server's environment variable
             ``MONAI_LABEL_STUDIES`` says.
         finished_labels: ``False`` ignores the studies folder unless a request names scans of it.
+        numbers: ``{name: value}`` that an app lists; upper and lower case are the same.
+        names: ``{value: name}`` of the labels of ``default``.
 
     Raises:
-        ValueError: without any support, with what to do; for a request that names unknown or unfinished scans, or
-            files outside of the studies folder.
+        ValueError: without any support, with what to do; for a request that names unknown or unfinished scans, files
+            outside of the studies folder, or labels that no support shows.
     """
 
     def __init__(
@@ -52,23 +57,48 @@ class SelectSupport(Transform):
         dataset_dir: str | os.PathLike | None = None,
         studies_dir: str | os.PathLike | None = None,
         finished_labels: bool = True,
+        numbers: Mapping[str, int] | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self.default = list(default)
         self.dataset_dir = dataset_dir
         self.studies_dir = studies_dir
         self.finished_labels = finished_labels
+        self.numbers = dict(numbers or {})
+        self.names = {int(value): str(name) for value, name in (names or {}).items()}
 
-    def __call__(self, image: str | os.PathLike, request: Any = None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def __call__(
+        self, image: str | os.PathLike, request: Any = None, labels: Any = None
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Choose the support of an image file.
 
         Args:
             image: path of the query.
             request: identifier or list of identifiers of finished scans (or one string with commas), or a list of
                 ``{"image": …, "label": …}`` with paths inside the studies folder.
+            labels: names or values in the result, in a list or a string with commas; ``None`` for all.
 
         Returns:
-            Support entries, see :func:`load_support`, and ``{name: value}`` of the labels; no names for the default.
+            Support entries, see :func:`load_support`, and ``{name: value}`` of the labels in the result; no names for
+            the default, unless the app lists some or ``labels`` asks for some.
         """
+        entries, names = self._choose(image, request)
+        if not names and not self.numbers and labels is None:
+            return entries, names
+        for entry in entries:
+            entry.setdefault(VALUES, {str(value): value for value in label_values(entry[LABEL])})
+        if not names:
+            shown = sorted({value for entry in entries for value in entry[VALUES].values()})
+            names = {self.names.get(value, f"label {value}"): value for value in shown}
+        new = renumber(names, self.numbers)
+        wanted = set(new.values()) if labels is None else _wanted_values(labels, new)
+        value_of = {names[name]: new[name] for name in names if new[name] in wanted}
+        for entry in entries:
+            entry[VALUES] = {old: value_of[value] for old, value in entry[VALUES].items() if value in value_of}
+        return [entry for entry in entries if entry[VALUES]], {name: v for name, v in new.items() if v in wanted}
+
+    def _choose(self, image: str | os.PathLike, request: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Support entries and the names of their values."""
         datastore = Datastore.find(image, self.studies_dir or os.environ.get("MONAI_LABEL_STUDIES"))
         if request:
             return self._requested(request, datastore)
@@ -102,6 +132,57 @@ class SelectSupport(Transform):
         return entries, {name: value for value, name in label_value_names(sorted(found), []).items()}
 
 
+def renumber(names: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, int]:
+    """Give names the values of a list, and those that it lacks their own value, or the lowest free if that is used.
+
+    Args:
+        names: ``{name: value}``.
+        numbers: the list, ``{name: value}``; upper and lower case are the same.
+
+    Returns:
+        ``{name: value}`` in ascending order of the values.
+    """
+    listed = {name.strip().casefold(): int(value) for name, value in numbers.items()}
+    reserved = set(listed.values())
+    new = {name: listed.get(name.casefold(), value) for name, value in names.items()}
+    displaced = [name for name in names if name.casefold() not in listed and names[name] in reserved]
+    taken = reserved | {value for name, value in new.items() if name not in displaced}
+    for name in displaced:
+        new[name] = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        taken.add(new[name])
+    return dict(sorted(new.items(), key=lambda pair: pair[1]))
+
+
+def _wanted_values(labels: Any, names: Mapping[str, int]) -> set[int]:
+    """Values of the labels that a request asks for by name or by value.
+
+    Raises:
+        ValueError: for one that no support shows.
+    """
+    if isinstance(labels, str):
+        labels = json.loads(labels) if labels.lstrip().startswith("[") else labels.split(",")
+    known = {name.casefold(): value for name, value in names.items()}
+    known |= {str(value): value for value in names.values()}
+    listed = [str(label).strip() for label in (labels if isinstance(labels, (list, tuple)) else [labels])]
+    unknown = [label for label in listed if label.casefold() not in known]
+    if unknown or not listed:
+        raise ValueError(f"labels {unknown}: no support shows them; there are {dict(names)}")
+    return {known[label.casefold()] for label in listed}
+
+
+class Answer(dict[str, Any]):
+    """What a MONAI Label request tells beside the label map, with the names and values of this very label map.
+
+    MONAI Label sets ``label_names`` of each answer to the names that the app was started with, whatever the label map
+    holds. Clients name what they find in it by these names, one after the other, and would take one organ for another.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set an entry; the names, once they are known, stay."""
+        if key != "label_names" or key not in self:
+            super().__setitem__(key, value)
+
+
 class SelectSupportd(MapTransform):
     """Dictionary version of :class:`SelectSupport`, the last step of a query's preprocessing.
 
@@ -112,21 +193,26 @@ class SelectSupportd(MapTransform):
     Args:
         keys: key of the query in the network's frame, with its file name in the meta data.
         request_key: where a request may name the support.
-        default, dataset_dir, studies_dir, finished_labels: see :class:`SelectSupport`.
+        labels_key: where a request may name the labels.
+        default, dataset_dir, studies_dir, finished_labels, numbers, names: see :class:`SelectSupport`.
     """
 
     def __init__(
         self,
         keys: str | Sequence[str] = IMAGE,
         request_key: str = "support",
+        labels_key: str = "labels",
         default: Sequence[Mapping[str, Any]] = (),
         dataset_dir: str | os.PathLike | None = None,
         studies_dir: str | os.PathLike | None = None,
         finished_labels: bool = True,
+        numbers: Mapping[str, int] | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(keys)
         self.request_key = request_key
-        self.select = SelectSupport(default, dataset_dir, studies_dir, finished_labels)
+        self.labels_key = labels_key
+        self.select = SelectSupport(default, dataset_dir, studies_dir, finished_labels, numbers, names)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the support into the meta data of each query."""
@@ -138,14 +224,15 @@ class SelectSupportd(MapTransform):
             image.meta["support"] = json.dumps(entries)
             out[key] = image
             scans = [os.path.basename(entry[IMAGE]) for entry in entries]
-            logger.info("%s: support %s, labels %s", os.path.basename(path), scans, names or "all")
             if "image_path" in out:  # a request to MONAI Label, whose answer carries `result`
+                logger.info("%s: support %s, labels %s", os.path.basename(path), scans, names or "all")
                 out["result"] = {**out.get("result", {}), "support": scans, "label_values": names}
         return out
 
     def _select(self, path: str, data: Mapping[Hashable, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:
         try:
-            return self.select(path, data.get(self.request_key))
+            asked = data.get(self.labels_key) if "image_path" in data else None
+            return self.select(path, data.get(self.request_key), asked)
         except (ValueError, FileNotFoundError) as error:
             if "image_path" in data and has_http:  # else the annotator reads "Internal Server Error"
                 raise HTTPException(status_code=400, detail=str(error)) from error
@@ -153,14 +240,15 @@ class SelectSupportd(MapTransform):
 
 
 class AnswerQualityd(MapTransform):
-    """Adds to the ``result`` of a MONAI Label request how far the label map can be trusted.
+    """Adds to the ``result`` of a MONAI Label request what the label map holds and how far it can be trusted.
 
-    It is what :class:`CaseQuality` writes on the command line: ``support_similarity``, ``reverse_dice`` of each label,
-    by which the next samples are ranked, and a ``warning`` if it is low, which is logged too; see
-    :func:`describe_quality`.
+    ``label_values`` has the name and value of each label that was looked for, ``label_names`` those that were found, in
+    ascending order, for clients that name segments by their position. The rest is what :class:`CaseQuality` writes on
+    the command line: ``support_similarity``, ``reverse_dice`` of each label, by which the next samples are ranked, and
+    a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
 
     Args:
-        keys: key of the prediction, with the meta data that :class:`FewShotInferer` writes.
+        keys: key of the label map, with the meta data that :class:`FewShotInferer` writes.
         warn_reverse_dice_below: reverse Dice below which a label is warned of.
         warn_similarity_below: ``support_similarity`` below which the support is warned of.
         names: names of the label values, for a support whose own names are not known.
@@ -185,13 +273,17 @@ class AnswerQualityd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             if "image_path" in out:
-                result = out.get("result", {})
-                names = {value: name for name, value in result.get("label_values", {}).items()}
-                found = describe_quality(
-                    out[key], names or self.names, self.warn_reverse_dice_below, self.warn_similarity_below
-                )
+                result = Answer(out.get("result", {}))
+                names = {value: name for name, value in result.get("label_values", {}).items()} or self.names
+                if "label_values" in out[key].meta:
+                    values = sorted(int(value) for value in np.asarray(out[key].meta["label_values"]).ravel())
+                    shown = set(torch.as_tensor(out[key]).as_subclass(torch.Tensor).unique().tolist())
+                    result["label_values"] = {label_name(value, names): value for value in values}
+                    result["label_names"] = {label_name(value, names): value for value in values if value in shown}
+                found = describe_quality(out[key], names, self.warn_reverse_dice_below, self.warn_similarity_below)
                 if "warning" in found:
                     logger.warning(f"{os.path.basename(str(out['image_path']))}: {found['warning']}")
-                if found:
-                    out["result"] = {**result, **found}
+                result.update(found)
+                if result:
+                    out["result"] = result
         return out

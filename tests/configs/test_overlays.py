@@ -11,8 +11,17 @@ import pytest
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
+from bundle.data import case_name, evaluation_split
+from bundle.data.prepare.recipe import RECIPES
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAYS = ("abdomen_mr", "abdomen_ct", "cardiac_mr")
+# overlay of a data set: what it shares its intensities with, scans, starts of the folds, labels, groups of setting 2
+PROTOCOLS = {
+    "sabs": ("abdomen_ct", 30, [0, 6, 12, 18, 24], {1: "spleen", 2: "right kidney", 3: "left kidney", 6: "liver"},
+             [["right kidney", "left kidney"], ["spleen", "liver"]]),
+    "mscmr": ("cardiac_mr", 35, [0, 7, 14, 21, 28], {1: "left ventricle", 2: "myocardium", 3: "right ventricle"}, None),
+}  # fmt: skip
 
 
 def parse(base: str, overlay: str) -> ConfigParser:
@@ -57,3 +66,30 @@ def test_overlay_is_read_with(base, overlay):
     for key, value in expected.items():
         assert parser[key] == value
     parser.get_parsed_content("intensity")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_overlay_of_a_data_set_has_the_folds_labels_and_groups_of_its_protocol(name, tmp_path):
+    kin, count, starts, labels, groups = PROTOCOLS[name]
+    content, shared = (json.loads((CONFIGS / f"{key}.json").read_text()) for key in (name, kin))
+    assert shared.items() <= content.items()
+    assert content["folds"] == len(starts)
+    names = RECIPES[name].label_names  # what scripts.prepare writes into dataset.json
+    assert {value: names[value] for value in content["labels"]} == labels
+    named = [[names[value] for value in group] for group in content.get("groups", [])]
+    assert (named or None) == groups
+    assert str(RECIPES[name].modality).lower() == content["modality"]
+    for number in range(1, count + 1):
+        for folder in ("imagesTr", "labelsTr"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}_{number:02d}.nii.gz").touch()
+    cases = [f"{name}_{number:02d}" for number in range(1, count + 1)]
+    ends = [*starts[1:], count]
+    for fold, (start, end) in enumerate(zip(starts, ends)):
+        split = {
+            part: [case_name(entry["image"]) for entry in entries]
+            for part, entries in evaluation_split(tmp_path, "official", fold, content["folds"]).items()
+        }
+        assert split["queries"] == cases[start:end]
+        assert split["support"] == [cases[end % count]]
+        assert split["train"] == [case for case in cases if case not in (*split["queries"], *split["support"])]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -164,3 +166,53 @@ def test_network_of_the_metadata_and_its_export(tmp_path, tiny_weights, monkeypa
     packed = torch.rand(2, 3, 64, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(exported)(packed), make_tiny()(packed))
+
+
+def labelled(folder, *numbers):
+    return [
+        {kind: f"{folder}/{part}/phantom_0{n}.nii.gz" for kind, part in (("image", "imagesTr"), ("label", "labelsTr"))}
+        for n in numbers
+    ]
+
+
+@pytest.fixture
+def partly_labelled(tmp_path, phantom_dir):
+    """Two labelled scans and two without a label, in a folder whose name configs cannot hold."""
+    root = tmp_path / "set #1 of 'ä' @home $x"
+    shutil.copytree(phantom_dir, root)
+    shutil.rmtree(root / "imagesTs")
+    for number in (1, 4):
+        (root / f"labelsTr/phantom_0{number}.nii.gz").unlink()
+    return root
+
+
+def test_all_labelled_scans_are_the_support_and_keep_their_labels(run_config, partly_labelled, caplog):
+    with caplog.at_level("INFO"):
+        out = run_config("inference", dataset_dir=str(partly_labelled), num_supports=1)
+    assert sorted(path.parent.name for path in out.glob("*/*_seg.nii.gz")) == ["phantom_01", "phantom_04"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert (
+        "support: 2 labelled scans, phantom_02.nii.gz, phantom_03.nii.gz; for each query and label, the 1 most similar "
+        "to it (num_supports)"
+    ) in lines
+    described = [line for line in lines if line.startswith("support phantom_")]
+    assert len(described) == 2
+    assert all(" mL, " in line for line in described)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        run_config("inference", dataset_dir=str(partly_labelled), num_supports=1)
+    assert not [record for record in caplog.records if record.getMessage() == "segmented"]
+
+
+def test_supports_that_show_no_wanted_label_are_left_aside(run_config, partly_labelled):
+    support = labelled(partly_labelled, 2, 3)
+    for entry, value in zip(support, (1, 2)):
+        file = nib.load(entry["label"])
+        label = np.asarray(file.dataobj)
+        save_nifti(Path(entry["label"]), np.where(label == value, label, 0).astype(np.uint8), file.affine)
+    out = run_config("inference", dataset_dir=str(partly_labelled), labels=[1])
+    both = {int(v) for p in out.glob("*/*_seg.nii.gz") for v in np.unique(np.asarray(nib.load(p).dataobj))}
+    assert both <= {0, 1}
+    alone = run_config("inference", dataset_dir=str(partly_labelled), support=support[:1], output_dir=str(out) + "1")
+    for path in out.glob("*/*_seg.nii.gz"):
+        np.testing.assert_array_equal(nib.load(path).dataobj, nib.load(alone / path.relative_to(out)).dataobj)

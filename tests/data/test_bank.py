@@ -64,7 +64,6 @@ def test_slices_are_kept_on_the_device_as_far_as_they_fit(limit_gb, kept, caplog
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("limit_gb", [None, 7e-6, 0], ids=["kept", "half", "streamed"])
 def test_device_makes_the_same_episodes_without_being_waited_for(limit_gb):
     made = dataset(episode=chain(lazy=True, ways=3))

@@ -6,9 +6,11 @@ import pytest
 
 from bundle.data import (
     case_name,
+    check_dataset,
     dataset_modality,
     held_out,
     label_names,
+    label_values,
     list_images,
     make_datalist,
     select_cases,
@@ -144,3 +146,68 @@ def test_modality_is_what_the_data_set_says(tmp_path, description, modality):
     assert dataset_modality(tmp_path) == "auto"
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     assert dataset_modality(tmp_path) == modality
+
+
+def test_numbers_in_names_count_as_numbers(tmp_path):
+    names = [
+        "s10.nii.gz",
+        "s2.nii.gz",
+        "s02.nii.gz",
+        "a.nii.gz",
+        "B.nii",
+        "s1_t10.nii.gz",
+        "s1_t9.nii.gz",
+        "s1.nii.gz",
+        "7.nii.gz",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    expected = ["7", "a", "B", "s1", "s1_t9", "s1_t10", "s02", "s2", "s10"]
+    assert [case_name(path) for path in list_images(tmp_path)] == expected
+    assert [case_name(entry["image"]) for entry in make_datalist(tmp_path)] == expected
+
+
+NAMES = {1: "liver", 2: "right kidney", 4: "Spleen"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        (None, None), (False, None), ([], None), ("liver", [1]), (["spleen", "liver"], [4, 1]), (("liver", 2), [1, 2]),
+        (3, [3]), ("3", [3]), ([2.0], [2]), ("RIGHT KIDNEY", [2]), ([" liver "], [1]), ({1}, [1]),
+    ],
+)  # fmt: skip
+def test_labels_by_value_and_by_name(labels, values):
+    assert label_values(labels, NAMES) == values
+
+
+@pytest.mark.parametrize("label", [0, -1, 1.5, True, "0"])
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(ValueError, match="a label must be a name or a whole number above 0"):
+        label_values([label], NAMES)
+
+
+def test_an_unknown_name_is_refused_with_the_names():
+    with pytest.raises(ValueError, match=r"no label is called 'lung'; there are liver \(1\), .*, Spleen \(4\)"):
+        label_values(["liver", "lung"], NAMES)
+    with pytest.raises(ValueError, match="no label is called 'liver'; dataset.json.* give values"):
+        label_values("liver", {})
+
+
+def test_each_wrong_data_set_has_its_own_line(tmp_path):
+    (tmp_path / "file.nii.gz").touch()
+    for name in ("empty", "other", "bare/imagesTr", "good/imagesTs", "loose"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("other/notes.txt", "good/imagesTs/a.nii", "loose/a.nii.gz"):
+        (tmp_path / name).touch()
+    for name, message in (
+        ("missing", "missing: no such folder; set dataset_dir"),
+        ("file.nii.gz", "file.nii.gz: dataset_dir must be a folder, not a file"),
+        ("empty", "empty: the folder is empty; put images into"),
+        ("other", "other: no folder imagesTr and no NIfTI files"),
+        ("bare", "bare/imagesTr: no images; put NIfTI files"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            check_dataset(tmp_path / name)
+    check_dataset(tmp_path / "good")
+    check_dataset(tmp_path / "loose")

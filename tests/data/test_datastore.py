@@ -9,6 +9,7 @@ import pytest
 from bundle.data.datastore import Datastore, label_value_names, label_values
 from scripts.next_sample import next_sample
 
+from ..conftest import save_nifti
 from ..integration.studies import make_studies
 
 ORGANS = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
@@ -120,3 +121,11 @@ def test_the_scan_that_agrees_least_is_listed_first(tmp_path, phantom_dir):
     (studies / "datastore_v2.json").write_text(json.dumps(index))
     lines = next_sample(str(studies)).splitlines()
     assert lines == ["phantom_04\tnot segmented yet", "phantom_03\t0.40\tb 0.10", "phantom_02\t0.51\ta 0.50"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_values_of_a_label_that_a_tool_scaled_are_whole(tmp_path, dtype):
+    values = np.zeros((4, 4, 3), dtype)
+    values[1:3], values[3] = 1, 3
+    path = save_nifti(tmp_path / "l.nii.gz", (values * 0.99998).astype(dtype) if dtype is np.float32 else values)
+    assert label_values(path) == [1, 3]

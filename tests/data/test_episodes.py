@@ -6,7 +6,8 @@ import torch
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
-from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes, SliceBank, share_of_batch
+from bundle.data import EpisodeDataset, EpisodeSampler, PrepareEpisodes, SliceBank, episodes, share_of_batch
+from bundle.data.episodes import own_first
 from bundle.networks import ALPNet, TinyEncoder
 from bundle.transforms import RandEpisoded, RandPseudoLabeld, RandView
 
@@ -236,7 +237,35 @@ def test_batch_fits_the_network_and_says_what_it_has_to_find(ways, lazy):
     assert network(image, **support).shape == (4, 1 + ways + (2 if ways == 1 else 0), 16, 16)
 
 
-def test_processes_share_a_batch_equally():
+def test_processes_share_a_batch_equally(caplog):
     assert [share_of_batch(12, number) for number in (1, 2, 3, 12)] == [12, 6, 4, 1]
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes 3, got 4"):
-        share_of_batch(4, 3)
+    assert caplog.messages == []
+    assert [share_of_batch(4, number) for number in (3, 8)] == [2, 1]
+    assert caplog.messages == [
+        "batch_size is 6 instead of 4: each of 3 processes takes 2",
+        "batch_size is 8 instead of 4: each of 8 processes takes 1",
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_each_process_does_its_part_first_and_all_in_the_end(processes):
+    orders = [own_first(5, rank, processes) for rank in range(processes)]
+    assert all(sorted(order) == list(range(5)) for order in orders)
+    parts = [order[: len(range(rank, 5, processes))] for rank, order in enumerate(orders)]
+    assert sorted(sum(parts, [])) == list(range(5))
+
+
+def test_a_process_reads_its_part_first_and_has_the_same_slices(monkeypatch):
+    read = []
+
+    def spy(entry):
+        read.append(entry["image"])
+        return scan(entry)
+
+    alone = dataset(transform=spy)
+    expected = alone.slices()
+    monkeypatch.setattr(episodes, "_process", lambda: (1, 2))
+    second = dataset(transform=spy)
+    assert all(torch.equal(a, b) for a, b in zip(second.slices(), expected))
+    assert read == ["scan_0", "scan_1", "scan_2", "scan_1", "scan_0", "scan_2"]
+    assert same(second[3], alone[3])

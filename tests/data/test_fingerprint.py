@@ -142,3 +142,37 @@ def test_a_good_data_set_has_no_findings(phantom_dir, capsys):
     assert lines[0] == f"{phantom_dir}: 5 scans, 5 usable, 0 findings"
     assert "shape: 48 x 48 x 12" in lines
     assert "label 1 liver: in 5 of 5" in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"), [("shear", True), ("atlas", True), ("atlas, twice as large", False), ("scaled", False)], ids=str
+)
+def test_registered_headers_may_have_two_spacings(tmp_path, change, fine):
+    affine = np.diag([2.0, 2, 5, 1])
+    if change == "shear":  # of a tilted gantry: the slices' distance along the table is longer
+        affine[1, 2] = 3
+    elif change != "atlas, twice as large":
+        affine[2, 2] *= 1.2
+    else:
+        affine[2, 2] *= 2.5
+    image = nib.Nifti1Image(np.random.default_rng(0).random((6, 5, 4), np.float32), np.diag([2.0, 2, 5, 1]))
+    image.set_qform(np.diag([2.0, 2, 5, 1]), 1)
+    image.header.set_sform(affine, 4 if "atlas" in change else 1)
+    nib.save(nib.Nifti1Image(image.dataobj, None, image.header), tmp_path / "i.nii")
+    if fine:
+        found = read_fingerprint(tmp_path / "i.nii")
+        np.testing.assert_allclose(found.affine, affine)
+        np.testing.assert_allclose(found.other_affine, np.diag([2.0, 2, 5, 1]), atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="the header gives two spacings"):
+            read_fingerprint(tmp_path / "i.nii")
+
+
+def test_label_that_a_tool_saved_by_the_qform_alone_is_on_its_image(tmp_path):
+    image = nib.Nifti1Image(np.random.default_rng(0).random((6, 5, 4), np.float32), np.diag([2.0, 2, 5, 1]))
+    moved = np.diag([2.0, 2, 5, 1])
+    moved[:3, 3] = 30, -12, 40
+    image.set_qform(moved, 1)
+    nib.save(image, tmp_path / "i.nii")
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), np.uint8), moved), tmp_path / "l.nii")
+    check_label_file(tmp_path / "l.nii", tmp_path / "i.nii")

@@ -210,4 +210,4 @@ def test_command_writes_and_refuses(tmp_path):
     assert (tmp_path / "labelsTr" / "phantom_01.nii.gz").is_file()
     failed = subprocess.run([*command, "--modality", "us"], capture_output=True, text=True, check=False)
     assert failed.returncode != 0
-    assert failed.stderr.strip().splitlines()[-1] == "phantom: modality must be one of ['ct', 'mr'], got 'us'"
+    assert failed.stderr.strip().splitlines()[-1] == "error: modality must be one of ['ct', 'mr'], got 'us'"

@@ -12,7 +12,7 @@ import pytest
 from bundle.atomic import PARTIAL
 from bundle.data import list_images, make_datalist
 from bundle.data.prepare import make_recipe, prepare_dataset, write
-from bundle.data.prepare.read import read_dicom
+from bundle.data.prepare.dicom_volume import read_dicom
 from bundle.data.prepare.volume import Volume, guess_modality, resample_label, target_grid
 
 from .archives import scan, write_chaos, write_masks, write_nifti, write_series

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bundle.data import evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
+from bundle.data import case_name, evaluation_split, fold_cases, get_protocol, query_chunks, support_slices
 
 PUBLISHED = [(20, [0, 4, 8, 12, 16], "CHAOS"), (30, [0, 6, 12, 18, 24], "SABS"), (35, [0, 7, 14, 21, 28], "MS-CMRSeg")]
 
@@ -84,7 +84,9 @@ def test_protocols_by_name(name, chunks, index):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    with pytest.raises(ValueError, match="must be one of .*'adnet_ep1', .*'volume'.*, got 'paper'"):
+    with pytest.raises(
+        ValueError, match="no protocol is called 'paper'; there are official, adnet_ep1, adnet_ep2, volume"
+    ):
         get_protocol("paper")
 
 
@@ -125,3 +127,33 @@ def test_split_of_a_data_set(twenty, protocol, fold, index, support, queries):
 def test_support_index_out_of_range(twenty):
     with pytest.raises(ValueError, match=r"support_index must be in 0..4, got 5"):
         evaluation_split(twenty, "official", 0, support_index=5)
+
+
+def test_folds_count_the_cases(tmp_path):
+    """case_2 precedes case_10, whatever the order in which a folder lists them."""
+    for number in (10, 1, 2, 11, 9, 3):
+        for folder in ("imagesTr", "labelsTr"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"case_{number}.nii.gz").touch()
+    split = evaluation_split(tmp_path, "official", fold=0, num_folds=3)
+    names = {part: [case_name(entry["image"]) for entry in entries] for part, entries in split.items()}
+    assert names == {"train": ["case_9", "case_10", "case_11"], "support": ["case_3"], "queries": ["case_1", "case_2"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "starts"), [("chaos_{:02d}", 20, (0, 4, 8, 12, 16)), ("sabs_{}", 30, (0, 6, 12, 18, 24))]
+)
+def test_official_folds_start_where_the_protocol_says(tmp_path, name, count, starts):
+    for number in range(count):
+        for folder in ("imagesTr", "labelsTr"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name.format(number)}.nii.gz").touch()
+    for fold, start in enumerate(starts):
+        split = evaluation_split(tmp_path, "official", fold)
+        end = (starts + (count,))[fold + 1]
+        assert [case_name(e["image"]) for e in split["queries"]] == [name.format(n) for n in range(start, end)]
+        assert case_name(split["support"][0]["image"]) == name.format(end % count)
+
+
+def test_a_support_index_of_false_is_the_protocols_own(twenty):
+    assert evaluation_split(twenty, "official", 0, support_index=False) == evaluation_split(twenty, "official", 0)

@@ -40,6 +40,9 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+RNG = np.random.default_rng(0)
+
+
 def make_header(sform, qform, codes, unit):
     header = nib.Nifti1Header()
     header.set_data_shape((6, 5, 4))
@@ -58,11 +61,12 @@ PLAIN = np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 3], [0, 0, 4, -9], [0, 0, 0, 1]
 @pytest.mark.parametrize("sform", [TILTED, PLAIN], ids=["sheared", "as the qform"])
 def test_a_result_has_the_geometry_of_its_query_in_every_reader(tmp_path, codes, unit, sform):
     sitk = pytest.importorskip("SimpleITK")
-    scan = nib.Nifti1Image(
-        np.random.default_rng(0).random((6, 5, 4), np.float32), None, make_header(sform, PLAIN, codes, unit)
-    )
+    scan = nib.Nifti1Image(RNG.random((6, 5, 4)).astype(np.float32), None, make_header(sform, PLAIN, codes, unit))
     nib.save(scan, tmp_path / "a.nii.gz")
     image = LoadImage(reader="bundle.data.NiftiReader", ensure_channel_first=True)(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(
+        image.affine, nib.load(tmp_path / "a.nii.gz").affine
+    )  # not another form, whatever pixdim says
     SaveImage(tmp_path, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(
         (image > 0.5).byte()
     )
@@ -86,6 +90,51 @@ def test_microns_are_read_as_mm(tmp_path):
     image = LoadImage(reader="bundle.data.NiftiReader")(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.affine, PLAIN, atol=1e-4)
     np.testing.assert_allclose(image.meta["original_affine"], PLAIN, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", ["micron", "meter"])
+def test_unit_of_which_no_scan_can_be_is_taken_for_mm(tmp_path, unit, caplog):
+    nib.save(
+        nib.Nifti1Image(np.ones((6, 5, 4), np.float32), None, make_header(PLAIN, PLAIN, (1, 1), unit)),
+        tmp_path / "a.nii",
+    )
+    image = LoadImage(reader="bundle.data.NiftiReader")(tmp_path / "a.nii")
+    np.testing.assert_allclose(image.affine, PLAIN, atol=1e-4)
+    assert f"a.nii: the header is in {unit}, its spacing can only be in mm and is taken so" in caplog.text
+
+
+def save_result(folder, path):
+    image = LoadImage(reader="bundle.data.NiftiReader", ensure_channel_first=True)(path)
+    SaveImage(folder, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(
+        (image > 0.5).byte()
+    )
+    return nib.load(folder / "a" / "a_seg.nii.gz")
+
+
+def test_geometry_of_files_of_many_digits_stays(tmp_path):
+    affine = PLAIN.copy()
+    affine[:3, 3] = 1 / 3, 2 / 7, -1e3 / 3
+    nib.save(nib.Nifti2Image(RNG.random((6, 5, 4)), affine), tmp_path / "a.nii.gz")
+    result = save_result(tmp_path, tmp_path / "a.nii.gz")
+    assert isinstance(result, nib.Nifti2Image)
+    np.testing.assert_array_equal(result.affine, affine)
+
+
+def test_spacing_of_a_series_of_one_scan_stays(tmp_path):
+    header = make_header(PLAIN, PLAIN, (1, 1), "mm")
+    scan = nib.Nifti1Image(RNG.random((6, 5, 4, 1, 1)).astype(np.float32), PLAIN, header)
+    scan.header["pixdim"][4:] = 2.5, 0, 0, 0
+    nib.save(scan, tmp_path / "a.nii.gz")
+    result = save_result(tmp_path, tmp_path / "a.nii.gz")
+    assert result.shape == (6, 5, 4)
+    np.testing.assert_array_equal(result.header["pixdim"], scan.header["pixdim"])
+
+
+def test_volume_on_another_grid_than_its_file_has_its_own_geometry(tmp_path):
+    nib.save(nib.Nifti1Image(RNG.random((6, 6, 6)).astype(np.float32), PLAIN), tmp_path / "a.nii.gz")
+    turned = volume(np.ones((6, 6, 6)), TILTED, filename_or_obj=str(tmp_path / "a.nii.gz")).byte()
+    SaveImage(tmp_path, "seg", output_dtype=None, writer="bundle.data.VolumeWriter", print_log=False)(turned)
+    np.testing.assert_allclose(nib.load(tmp_path / "a" / "a_seg.nii.gz").affine, TILTED, atol=1e-5)
 
 
 @pytest.mark.parametrize("stretch", [1.0, 1.05])

@@ -19,23 +19,31 @@ def prediction(**meta):
 
 
 def test_mean_confidence_over_the_predicted_voxels_and_the_fit_of_the_support(tmp_path):
-    labels = prediction(support_similarity=torch.tensor([0.62341]), label_values=torch.tensor([[1, 2, 5]]))
+    labels = prediction(
+        support_similarity=torch.tensor([0.62341]),
+        label_values=torch.tensor([[1, 2, 5]]),
+        label_confidence=torch.tensor([80.504, float("nan"), 55.0]),
+    )
     engine = Engine(lambda _, item: [{"label_map": labels}])
     engine.state.batch = [{}]
-    confidence = MetaTensor(torch.tensor([70, 91, 20, 55], dtype=torch.uint8).view(1, 1, 1, 4))
     CaseQuality(tmp_path, NAMES, "label_map").attach(engine)
-    engine.run([[{"confidence": confidence}]], max_epochs=1)
+    engine.run([[{}]], max_epochs=1)
     assert [p.name for p in (tmp_path / "case_7").iterdir()] == ["case_7_quality.json"]
     found = json.loads((tmp_path / "case_7" / "case_7_quality.json").read_text())
+    assert found.pop("volume_ml") == {"liver": 0.002, "spleen": 0, "label 5": 0.001}
+    assert found.pop("extent_mm") == {"liver": [1.0, 1.0, 2.0], "spleen": None, "label 5": [1.0, 1.0, 1.0]}
     assert found == {"support_similarity": 0.6234, "confidence": {"liver": 80.5, "spleen": None, "label 5": 55.0}}
 
 
-def test_what_is_absent_is_not_written(tmp_path):
+def test_what_is_not_known_is_left_out(tmp_path):
     saver = CaseQuality(tmp_path, NAMES)
-    assert saver.write({"pred": prediction()}) is None
-    assert list(tmp_path.iterdir()) == []
+    measured = {
+        "volume_ml": {"liver": 0.002, "label 5": 0.001},
+        "extent_mm": {"liver": [1.0, 1.0, 2.0], "label 5": [1.0, 1.0, 1.0]},
+    }
+    assert json.loads(saver.write({"pred": prediction()}).read_text()) == measured
     path = saver.write({"pred": prediction(support_similarity=0.5)})
-    assert json.loads(path.read_text()) == {"support_similarity": 0.5}
+    assert json.loads(path.read_text()) == {"support_similarity": 0.5, **measured}
     with pytest.raises(KeyError, match=r"CaseQuality: \['pred'\] absent, there are \['other'\]"):
         saver.write({"other": 1})
 

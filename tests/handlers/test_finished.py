@@ -17,7 +17,7 @@ IDS = json.loads((ROOT / "configs/inference.json").read_text())
 # where results lie and how fast they come; what is checked by the content of files; names of other configs' parts
 WITHOUT_EFFECT = {
     "bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "num_workers", "strict", "resume", "table",
-    "key_metric", "device", "network", "label_names", "support", "datalist", "checkpointloader", "finish",
+    "key_metric", "device", "network", "label_names", "support", "datalist", "checkpointloader", "closing",
     "confidence_temperature",  # without a map of the confidence
 }  # fmt: skip
 
@@ -42,6 +42,8 @@ def another(value):
         return value + 1 if isinstance(value, int) else value / 2
     if isinstance(value, list):
         return [64, 64]
+    if value == "auto":
+        return "mr"
     return [1] if value is None else f"{value}_"
 
 

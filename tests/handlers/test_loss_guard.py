@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
-from monai.engines import SupervisedTrainer
+import torch.distributed as dist
+from monai.engines import IterationEvents, SupervisedTrainer
+from torch.nn.parallel import DistributedDataParallel
 
 from bundle.handlers import LossGuard
 
 
-def train(path, images):
-    network = torch.nn.Linear(2, 1, bias=False)
+def train(path, images, device="cpu"):
+    network = torch.nn.Linear(2, 1, bias=False).to(device)
     torch.nn.init.constant_(network.weight, 0.5)
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(device),
         max_epochs=1,
         train_data_loader=[{"image": image, "label": torch.zeros(1, 1), "index": 3} for image in images],
         network=network,
@@ -48,27 +53,41 @@ def test_a_finite_loss_goes_on(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class Late:
-    """An answer that the device gives only when it is waited for."""
+def test_the_answer_is_waited_for_after_the_backward_pass_and_before_the_step(tmp_path):
+    seen = []
+    network, trainer = train(tmp_path / "bad.pt", [torch.ones(1, 2)])
+    guard = next(h[0] for h in trainer._event_handlers[IterationEvents.BACKWARD_COMPLETED]).__self__
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append("step"))
+    network.weight.register_post_accumulate_grad_hook(lambda *_: seen.append("backward"))
 
-    def __init__(self):
-        self.waited = False
+    @trainer.on(IterationEvents.LOSS_COMPLETED)
+    def pretend_cuda(_):
+        guard._answered = SimpleNamespace(synchronize=lambda: seen.append("answer"))
 
-    def query(self):
-        return self.waited
-
-    def synchronize(self):
-        self.waited = True
+    trainer.run()
+    assert seen == ["backward", "answer", "step"]
 
 
-def test_late_answers_are_waited_for_at_the_end_of_an_epoch_and_name_their_own_step(tmp_path):
-    network, trainer = train(tmp_path / "bad.pt", [torch.ones(1, 2)] * 3)
-    guard = LossGuard(tmp_path / "late.pt")
-    for iteration, loss in ((7, 1.0), (8, float("nan")), (9, 1.0)):
-        step = {"batch": {"image": torch.ones(1, 2), "label": torch.zeros(1, 1)}, "epoch": 2, "iteration": iteration}
-        guard._pending.append((torch.tensor(loss).isfinite(), Late(), {**step, "loss": torch.tensor(loss)}))
-    trainer.state.iteration = 9
-    with pytest.raises(FloatingPointError, match="the loss is nan in step 8 of epoch 2"):
-        guard.finish(trainer)
-    saved = torch.load(tmp_path / "late.pt", weights_only=True)
-    assert (saved["iteration"], saved["prediction"]) == (8, None)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        partial(torch.compile, backend="eager"),
+        DistributedDataParallel,
+        lambda network: torch.compile(DistributedDataParallel(network), backend="eager"),
+    ],
+    ids=["compiled", "of several processes", "both"],
+)
+def test_what_is_saved_has_plain_keys(tmp_path, wrap, one_process):
+    network, trainer = train(tmp_path / "bad.pt", [torch.tensor([[1.0, float("nan")]])])
+    trainer.network = wrap(network)
+    with pytest.raises(FloatingPointError):
+        trainer.run()
+    assert list(torch.load(tmp_path / "bad.pt", weights_only=True)["network"]) == ["weight"]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

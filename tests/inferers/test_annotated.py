@@ -7,8 +7,9 @@ import torch
 
 from bundle.data import query_chunks, support_slices
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, SliceCompletion
+from bundle.inferers import SliceCompletion
 
+from .build import make_inferer
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
 
@@ -17,7 +18,7 @@ def only(label, value):
 
 
 def segment(scans):
-    inferer = FewShotInferer(num_slices=1)
+    inferer = make_inferer(num_slices=1)
     inferer.set_support(scans)
     scores = inferer(query_of(noise(0)), CountingNetwork())
     values = [0, *scores.meta["label_values"].flatten().tolist()]
@@ -34,7 +35,7 @@ def test_scans_that_annotate_different_organs_do_not_speak_against_each_other():
 
 def test_scans_that_are_annotated_for_all_outvote_one_that_shows_an_organ():
     first = SupportScan(noise(0), only(squares(), 1), 7.0, "a")
-    second, third = (SupportScan(noise(0), only(squares(), 3), 7.0, name) for name in "bc")
+    second, third = (SupportScan(noise(0), only(squares(), 3), 7.0, name, (1, 3)) for name in "bc")
     found = segment([first, second, third])
     assert (found != 1).all()
     assert ((found == 3) == (squares() == 3)).float().mean() > 0.98
@@ -70,7 +71,9 @@ def test_one_annotated_set_for_all_scans_changes_nothing():
     assert torch.equal(segment(scans), segment(marked))
 
 
-@pytest.mark.parametrize(("annotated", "value", "expected"), [(None, 7, True), ((1, 3), 3, True), ((1, 3), 2, False)])
+@pytest.mark.parametrize(
+    ("annotated", "value", "expected"), [(None, 3, True), (None, 7, False), ((1, 7), 7, True), ((1, 3), 2, False)]
+)
 def test_annotates(annotated, value, expected):
     assert SupportScan(noise(0), squares(), 7.0, "a", annotated).annotates(value) is expected
 
@@ -89,9 +92,9 @@ def test_slices_between_annotated_ones_are_completed():
     sparse[..., [2, 5]] = label[..., [2, 5]]
     network, found = CountingNetwork(), {}
     for complete in (False, True):
-        inferer = FewShotInferer(completion=SliceCompletion(margin=1.0) if complete else None)
+        inferer = make_inferer(completion=SliceCompletion(margin=1.0) if complete else None)
         inferer.set_support([SupportScan(image, sparse, 7.0, "a")])
-        [found[complete]] = inferer.encode_support(network)
+        [found[complete]] = inferer.support_encoder.encode_all(network, inferer.registration)
     assert found[False].answering.tolist() == found[False].slices.tolist() == [2, 5]
     completed = found[True]
     assert completed.slices.tolist() == [2, 5]
@@ -111,7 +114,7 @@ def test_labels_of_a_support_that_was_completed_are_less_sure_and_the_same():
     sparse[..., 3::4] = squares()[..., 3::4]
 
     def scores(label, discount, annotated=(None,)):
-        inferer = FewShotInferer(num_slices=1, completion=SliceCompletion(discount=discount))
+        inferer = make_inferer(num_slices=1, completion=SliceCompletion(discount=discount))
         inferer.set_support([SupportScan(noise(0), label, 7.0, "a", values) for values in annotated])
         return inferer(query_of(noise(0)), CountingNetwork()).as_subclass(torch.Tensor)
 
@@ -140,7 +143,7 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     chunks = query_chunks([False, *[True] * 8, False], 3)[None]
     scores = []
     for given in (label, spoiled):
-        inferer = FewShotInferer(num_slices=3, completion=SliceCompletion())
+        inferer = make_inferer(num_slices=3, completion=SliceCompletion())
         inferer.set_support([SupportScan(image, given, 7.0, "a")])
         scores.append(inferer(query_of(image, chunks=chunks, num_chunks=3), CountingNetwork()))
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bundle.inferers import AtlasFallback
-from bundle.inferers.encoded import EncodedSupport
+from bundle.inferers.scans import EncodedSupport
 from bundle.networks.blocks.prototypes import grid_positions
 
 from .test_few_shot import CountingNetwork

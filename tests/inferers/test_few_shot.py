@@ -18,14 +18,18 @@ from bundle.inferers import (
     CellRegistration,
     FewShotInferer,
     InPlaneOrientation,
+    MirrorCheck,
+    Quality,
+    ScanFusion,
     SliceCompletion,
     TruncatedStructures,
-    few_shot,
+    slice_registration,
 )
 from bundle.networks import ALPNet
 from bundle.transforms import OrientSlicesd, SliceFramed
 
 from ..conftest import make_tiny, save_nifti
+from .build import make_inferer
 
 SIZE, DEPTH = 64, 10
 
@@ -85,7 +89,7 @@ def segment(inferer, network, query):
 
 
 def given(*scans, **arguments):
-    inferer = FewShotInferer(**arguments)
+    inferer = make_inferer(**arguments)
     inferer.set_support(scans)
     return inferer
 
@@ -236,7 +240,7 @@ def from_files(folder, *names, **arguments):
             SliceFramed(["image", "label"], None, (SIZE, SIZE), ["bilinear", "nearest"], allow_missing_keys=True),
         ]
     )
-    return FewShotInferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
+    return make_inferer([entry(name) for name in names], steps, dataset_dir=folder, **arguments)
 
 
 def count_encoded(inferer, network, query):
@@ -269,12 +273,16 @@ def test_support_is_encoded_anew_when_its_label_changes(files):
     assert set(after.unique().tolist()) == {0, 5}
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "optimizer", "another network"])
+@pytest.mark.parametrize("how", ["load_state_dict", "assign", "data", "optimizer", "another network"])
 def test_support_is_encoded_anew_when_the_weights_change(files, how):
     network, inferer = CountingNetwork(), from_files(files, "a")
     count_encoded(inferer, network, query_of(noise(4)))
     if how == "load_state_dict":
         network.load_state_dict({key: 0.5 * value for key, value in network.state_dict().items()})
+    elif how == "assign":
+        network.load_state_dict({key: 0.5 * value for key, value in network.state_dict().items()}, assign=True)
+    elif how == "data":  # no version tells
+        network.encoder.project.weight.data[0, 0, 0] *= -1
     elif how == "optimizer":
         network.encoder.project.weight.grad = torch.ones_like(network.encoder.project.weight)
         torch.optim.SGD(network.parameters(), lr=0.1).step()
@@ -302,6 +310,9 @@ def test_query_may_bring_its_own_support(files):
     own = query_of(noise(1), support=json.dumps([entry("b")]))
     assert set(segment(inferer, network, own)[0].unique().tolist()) == {0, 9}
     assert "support" not in segment(inferer, network, own)[1].meta
+    assert torch.equal(inferer(query_of(noise(1)), network, support=[entry("b")]), segment(inferer, network, own)[1])
+    with pytest.raises(TypeError, match="supports"):
+        inferer(query_of(noise(1)), network, supports=[entry("b")])
     assert set(segment(inferer, network, query_of(noise(0)))[0].unique().tolist()) == {0, 1, 3}
 
 
@@ -367,7 +378,8 @@ def test_a_turned_query_is_found_within_known_extents_too():
     truth = torch.stack([label == 1, label == 3])
     extent = truth.flatten(1, 2).any(dim=1)[:, None, None].expand_as(truth)
     assert ((scores > 0) == truth)[extent].float().mean() > 0.9
-    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=inferer.registration)
+    cells = inferer.registration.cells
+    still = given(scan, labels=[1, 3], num_slices=1, completion=SliceCompletion(), registration=cells)
     scores = still(query_of(image, **meta), CountingNetwork())[0].as_subclass(torch.Tensor)
     assert ((scores > 0) & truth).sum() < 0.5 * truth.sum()
 
@@ -531,7 +543,7 @@ def test_query_with_nan_names_its_file():
 
 def test_inferer_without_support_says_what_to_call():
     with pytest.raises(RuntimeError, match="no support yet: call set_support first"):
-        FewShotInferer()(query_of(noise(0)), make_tiny())
+        make_inferer()(query_of(noise(0)), make_tiny())
 
 
 def test_empty_support_list_is_named(files):
@@ -554,12 +566,12 @@ def test_body_that_lies_elsewhere_agrees_once_its_cells_are_registered():
     moved = torch.roll(noise(0), (16, 8, 1), dims=(1, 2, 3))  # two cells down, one to the right, a slice up
     network = CountingNetwork(position_weight=100.0, depth_weight=0.3)
     _, stayed = segment(given(scan), network, query_of(moved))
-    registration = CellRegistration(smoothing=[0.3, 0.1], smoothing_mm=[24.0, 8.0], temperature=200.0, pooling=1)
+    registration = CellRegistration(smoothing=[0.3] * 4, smoothing_mm=[24.0] * 4, temperature=100.0, pooling=1)
     found, registered = segment(given(scan, registration=registration), network, query_of(moved))
     truth = torch.roll(squares(), (16, 8, 1), dims=(0, 1, 2))
     assert (found == truth).float().mean() > 0.97
-    assert registered.meta["reverse_dice"].min() > 0.9
-    assert registered.meta["reverse_dice"].min() > stayed.meta["reverse_dice"].min() + 0.1
+    assert registered.meta["reverse_dice"].min() > 0.7
+    assert registered.meta["reverse_dice"].min() > stayed.meta["reverse_dice"].min() + 0.3
 
 
 def test_half_an_organ_agrees_and_one_out_of_view_does_not():
@@ -572,7 +584,7 @@ def test_half_an_organ_agrees_and_one_out_of_view_does_not():
 def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     right, wrong = torch.arange(float(DEPTH)), torch.arange(float(DEPTH)) + 3
-    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
+    monkeypatch.setattr(slice_registration, "align_scans", lambda *_, **__: [(wrong, 0.9), (right, 0.1)])
     stay = CellRegistration([], [])
     found, scores = segment(given(scan, registration=stay), CountingNetwork(), query_of(noise(0)))
     assert (found == squares()).float().mean() > 0.98
@@ -585,14 +597,14 @@ def test_of_the_likely_lines_the_one_whose_cells_match_counts(monkeypatch):
 
 def test_at_least_one_slice_is_tried():
     with pytest.raises(ValueError, match="trial_slices must be at least 1, got 0"):
-        FewShotInferer(trial_slices=0)
+        make_inferer(trial_slices=0)
 
 
 @pytest.mark.parametrize(("flip_penalty", "upright"), [(0.0, False), (3.0, True)])
 def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(flip_penalty, upright, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     up = torch.arange(float(DEPTH))
-    monkeypatch.setattr(few_shot, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
+    monkeypatch.setattr(slice_registration, "align_scans", lambda *_, **__: [(up, 0.9), (up.flip(0), 0.1)])
     inferer = given(scan, registration=CellRegistration([], []), flip_penalty=flip_penalty)
     found, scores = segment(inferer, CountingNetwork(), query_of(noise(0).flip(-1)))
     assert ((found == squares().flip(-1)).float().mean() > 0.98) == (not upright)
@@ -603,9 +615,13 @@ def test_a_query_must_be_more_similar_by_the_penalty_to_count_as_upside_down(fli
 def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     sizes = []
-    rate = few_shot.registered_similarity
+    rate = slice_registration.registered_similarities
     monkeypatch.setattr(
-        few_shot, "registered_similarity", lambda query, *rest: sizes.append(len(query)) or rate(query, *rest)
+        slice_registration,
+        "registered_similarities",
+        lambda query, support, placed, spacing_mm: (
+            sizes.extend([len(query)] * len(placed)) or rate(query, support, placed, spacing_mm)
+        ),
     )
     inferer = given(scan, registration=CellRegistration([], []), trial_slices=trial_slices, alignment={"candidates": 3})
     found, _ = segment(inferer, CountingNetwork(), query_of(noise(0)))
@@ -614,7 +630,7 @@ def test_candidates_are_tried_on_some_slices(trial_slices, tried, monkeypatch):
 
 
 def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.9, 0.1]))
+    monkeypatch.setattr(Quality, "reverse_dice", lambda *_: torch.tensor([0.9, 0.1]))
     label = squares()
     label[16:24, 24:32, 2:7] = 3  # in the middle of the other organ
     scan = SupportScan(noise(0), label, 7.0, "a")
@@ -628,7 +644,7 @@ def test_what_looks_like_an_absent_label_becomes_background(monkeypatch):
 
 
 def test_a_label_that_does_not_give_the_supports_back_is_less_sure_and_the_same(monkeypatch):
-    monkeypatch.setattr(FewShotInferer, "measure_reverse_dice", lambda *_: torch.tensor([0.5, 1.0]))
+    monkeypatch.setattr(Quality, "reverse_dice", lambda *_: torch.tensor([0.5, 1.0]))
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     found, scores = segment(given(scan), CountingNetwork(), query_of(noise(0)))
     same, discounted = segment(given(scan, reverse_dice_discount=3.0), CountingNetwork(), query_of(noise(0)))
@@ -658,19 +674,144 @@ def test_what_is_left_of_a_structure_at_the_end_of_a_query_must_be_sure():
 def test_labels_are_smoothed_by_their_own_height_on_the_support():
     scan = SupportScan(noise(0), squares(), 7.0, "a")
     inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.05)
-    [encoded] = inferer.encode_support(CountingNetwork())
+    [encoded] = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
     heights = [encoded.height_mm(value) for value in encoded.values]
     assert heights == [7.0 * len(encoded.extent(value)) for value in encoded.values]
-    widths = inferer._smoothing([encoded], [*encoded.values, 99])
+    widths = inferer.fusion.widths_mm([encoded], [*encoded.values, 99])
     torch.testing.assert_close(widths, torch.tensor([*(0.05 * height for height in heights), 0.0]))
-    inferer.smoothing_share = 9.0
-    assert inferer._smoothing([encoded], encoded.values).tolist() == [8.0] * len(heights)
+    inferer.fusion.smoothing_share = 9.0
+    assert inferer.fusion.widths_mm([encoded], encoded.values).tolist() == [8.0] * len(heights)
 
 
 def test_a_thin_label_keeps_its_scores_where_a_tall_one_is_smoothed():
     scores = torch.zeros(9, 3, 1, 1)
     scores[4, 1:] = 1.0
-    smooth = few_shot._smooth(scores, torch.ones(9, 3, dtype=torch.bool), True, torch.tensor([0.0, 2.0]))
+    smooth = ScanFusion.smooth(scores, torch.ones(9, 3, dtype=torch.bool), True, torch.tensor([0.0, 2.0]))
     torch.testing.assert_close(smooth[:, 1], scores[:, 1])
     assert 0 < smooth[4, 2] < 0.3
     assert (smooth[:, 0] == 0).all()
+
+
+def organ(value):
+    """One organ, the first of the squares, under a value."""
+    return torch.where(squares() == 1, value, 0)
+
+
+def counted_supports(inferer, query, network=None):
+    """Values of the result, and the numbers of the support scans that answered."""
+    seen = []
+    match = FewShotInferer._place
+
+    def register(self, network, query, scan, views):
+        seen.append(scan)
+        return match(self, network, query, scan, views)
+
+    FewShotInferer._place, network = register, network or CountingNetwork()
+    try:
+        _, scores = segment(inferer, network, query)
+    finally:
+        FewShotInferer._place = match
+    return scores.meta["label_values"].flatten().tolist(), seen
+
+
+def test_of_many_supports_the_most_similar_answer():
+    scans = [SupportScan(noise(seed), organ(1), 7.0, str(seed)) for seed in (5, 6, 0, 7)]
+    for count, number in ((1, 1), (3, 3), (4, 4), (9, 4), (None, 4)):
+        inferer = given(*scans, num_slices=1, num_supports=count)
+        values, answering = counted_supports(inferer, query_of(noise(0)))
+        assert (values, len(answering)) == ([1], number)
+    inferer = given(*scans, num_slices=1, num_supports=1)
+    found, scores = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    assert (found == organ(1)).float().mean() > 0.98
+    assert scores.meta["support_similarity"].item() > 0.99  # the query itself
+    with pytest.raises(ValueError, match="num_supports must be at least 1"):
+        given(num_supports=0)
+
+
+def test_a_label_that_only_a_distant_support_shows_is_found_too():
+    near, other = (SupportScan(noise(0) + 0.1 * noise(seed), organ(1), 7.0, "a") for seed in (1, 2))
+    far = SupportScan(noise(5), organ(3), 7.0, "c")
+    values, answering = counted_supports(given(near, other, far, num_supports=1), query_of(noise(0)))
+    assert values == [1, 3]
+    assert [scan.values for scan in answering] == [[1], [3]]
+
+
+def test_supports_that_do_not_answer_are_encoded_once_and_not_kept():
+    scans = [SupportScan(noise(seed), organ(1), 7.0, str(seed)) for seed in range(6)]
+    inferer, network = given(*scans, num_slices=1, num_supports=1, cache_size=1), CountingNetwork()
+    segment(inferer, network, query_of(noise(5)))  # the last one, which is still there
+    assert network.encoded == 7 * DEPTH
+    assert len(inferer.support_encoder._scans) == 1
+    segment(inferer, network, query_of(noise(2)))
+    assert network.encoded == 9 * DEPTH  # the query and the one that answers
+    with torch.no_grad():
+        network.encoder.project.weight.mul_(2)
+    segment(inferer, network, query_of(noise(2)))
+    assert network.encoded == (9 + 1 + 6 + 1) * DEPTH  # other weights: all of them anew
+
+
+def test_smoothing_follows_the_tallest_part_of_a_label():
+    label = torch.zeros(SIZE, SIZE, DEPTH, dtype=torch.int64)
+    label[8:32, 8:32, [0, 1, 4, 5, 6]] = 1
+    label[40:, 40:] = 2
+    scan = SupportScan(noise(0), label, 7.0, "a")
+    inferer = given(scan, smoothing_mm=8.0, smoothing_share=0.2)
+    encoded = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
+    assert [encoded[0].height_mm(value) for value in (1, 2, 3)] == [21.0, 70.0, 0.0]
+    torch.testing.assert_close(inferer.fusion.widths_mm(encoded, [1, 2, 3]), torch.tensor([4.2, 8.0, 0.0]))
+    sparse = torch.zeros_like(label)
+    sparse[8:32, 8:32, [1, 4, 7]] = 1
+    inferer = given(SupportScan(noise(0), sparse, 7.0, "b"))
+    (encoded,) = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
+    assert encoded.height_mm(1) == 49.0  # what lies between labelled slices is no gap
+
+
+def mirror(**arguments):
+    registration = CellRegistration(smoothing=(0.1,), smoothing_mm=(8.0,), reach=1, pooling=1)
+    return {"registration": registration, "mirror_check": MirrorCheck(**arguments)}
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "left-right"), (1, "front-back")])
+def test_a_mirrored_query_is_noticed_and_turned_back_if_wanted(axis, name):
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    query = query_of(noise(0).flip(1 + axis))
+    found, scores = segment(given(scan, num_slices=1, **mirror()), CountingNetwork(), query)
+    assert scores.meta["mirrored"] == [name]
+    assert "unmirrored" not in scores.meta
+    inferer = given(scan, num_slices=1, keep_similarity=True, **mirror(unmirror=True))
+    found, scores = segment(inferer, CountingNetwork(), query)
+    assert scores.meta["mirrored"] == [name]
+    assert (found == squares().flip(axis)).float().mean() > 0.98
+    _, upright = segment(inferer, CountingNetwork(), query_of(noise(0)))
+    assert "mirrored" not in upright.meta
+    torch.testing.assert_close(scores.meta["similarity"], upright.meta["similarity"].flip(1 + axis))
+
+
+def test_the_axis_of_a_reflection_is_named_by_the_query():
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    query = query_of(noise(0).flip(2))
+    query.affine = torch.tensor([[0.0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 1]], dtype=torch.float64)[None]
+    _, scores = segment(given(scan, num_slices=1, **mirror()), CountingNetwork(), query)
+    assert scores.meta["mirrored"] == ["left-right"]
+
+
+def test_a_mirror_check_has_valid_numbers():
+    for arguments in ({"margin": -0.1}, {"slices": 0}):
+        with pytest.raises(ValueError, match="margin must be at least 0 and slices 1"):
+            MirrorCheck(**arguments)
+
+
+def test_memory_is_checked_before_a_query_is_matched():
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise ValueError("too large")
+
+    scan = SupportScan(noise(0), squares(), 7.0, "a")
+    network = CountingNetwork()
+    with pytest.raises(ValueError, match="too large"):
+        segment(given(scan, memory_check=refuse), network, query_of(noise(0), spatial_shape=np.array([100, 90, 10])))
+    ((name, shape, slices, labels),) = asked
+    assert (name, list(shape), slices, labels) == ("q.nii.gz", [100, 90, 10], DEPTH, 2)
+    assert network.encoded == DEPTH  # the support alone

@@ -8,9 +8,10 @@ import torch
 
 from bundle.data import choose_pseudo_supports, evaluation_split, query_chunks, training_pseudo_supports
 from bundle.data.support import SupportScan
-from bundle.inferers import CellRegistration, FewShotInferer, PseudoSupports, SliceCompletion
+from bundle.inferers import CellRegistration, PseudoSupports, SliceCompletion
 
 from ..conftest import save_nifti
+from .build import make_inferer
 from .test_few_shot import DEPTH, CountingNetwork, entry, from_files, noise, query_of, segment, squares
 
 STILL = CellRegistration([], [])
@@ -22,7 +23,7 @@ def known_extents(**meta):
 
 
 def bridged(images, **arguments):
-    inferer = FewShotInferer(
+    inferer = make_inferer(
         registration=STILL, pseudo_supports=PseudoSupports(min_reverse_dice=0.0, margin=0.1), **arguments
     )
     inferer.set_support([SupportScan(noise(0), squares(), 7.0, "a")])
@@ -114,9 +115,9 @@ def test_a_pseudo_support_that_passes_nothing_on_changes_nothing():
 
 def test_pseudo_supports_need_to_be_wanted():
     with pytest.raises(RuntimeError, match="num_pseudo_supports"):
-        FewShotInferer(registration=STILL).set_pseudo_supports([noise(0)])
+        make_inferer(registration=STILL).set_pseudo_supports([noise(0)])
     with pytest.raises(RuntimeError, match="registration"):
-        FewShotInferer(pseudo_supports=PseudoSupports()).set_pseudo_supports([noise(0)])
+        make_inferer(pseudo_supports=PseudoSupports()).set_pseudo_supports([noise(0)])
     for name in ("count", "min_reverse_dice", "margin"):
         with pytest.raises(ValueError, match="at least 0"):
             PseudoSupports(**{name: -1})

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, TruncatedStructures
+from bundle.inferers import TruncatedStructures
 from bundle.inferers.scores import leave_out
 
+from .build import make_inferer
 from .test_few_shot import CountingNetwork, noise, squares
 
 
@@ -47,12 +48,12 @@ def test_what_is_left_out_becomes_background_and_no_other_label():
 
 
 def test_the_volume_of_a_label_is_what_a_stack_of_slices_can_show():
-    inferer = FewShotInferer(num_slices=1)
+    inferer = make_inferer(num_slices=1)
     label = squares()
     label[..., 6][label[..., 6] == 1] = 0
     label[8:16, 16:24, 6] = 1  # one slice of organ 1 is smaller
     inferer.set_support([SupportScan(noise(0), label, 7.0, "a")])
-    (scan,) = inferer.encode_support(CountingNetwork())
+    (scan,) = inferer.support_encoder.encode_all(CountingNetwork(), inferer.registration)
     large, small = 24 * 24 / 64**2, 8 * 8 / 64**2
     for length_mm, slices in ((1.0, large), (7.0, large), (28.0, 4 * large), (700.0, 4 * large + small)):
         assert scan.volume(1, length_mm) == pytest.approx(7 * slices)

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from bundle.data.support import SupportScan
-from bundle.inferers import FewShotInferer, GuidedUpsampling
-from bundle.inferers.encoded import label_widths
+from bundle.inferers import GuidedUpsampling
+from bundle.inferers.scans import label_widths
 from bundle.inferers.scores import ABSENT
 from bundle.inferers.upsampling import guided_filter
 
+from .build import make_inferer
 from .test_few_shot import CountingNetwork, noise, query_of, squares
 
 SIDE, CELL = 96, 8
@@ -80,13 +81,14 @@ def test_windows_follow_the_labels_of_all_supports():
     thin[8:32, 16:24, 2:7] = 1  # 8 wide
     scans = [SupportScan(noise(seed), label, 7.0, name) for seed, label, name in ((0, wide, "a"), (1, thin, "b"))]
     network, upsampling = CountingNetwork(), GuidedUpsampling(radius_px=12, share=0.25)
-    inferer = FewShotInferer(upsampling=upsampling)
+    inferer = make_inferer(upsampling=upsampling)
     for used, expected in (([0], [6, 4]), ([1], [2, 4]), ([0, 1], [4, 4])):
         inferer.set_support([scans[index] for index in used])
         for num_chunks in (None, 3):
-            widths = inferer._widths(inferer.encode_support(network), [1, 3], num_chunks)
+            encoded = inferer.support_encoder.encode_all(network, inferer.registration)
+            widths = inferer._widths(encoded, [1, 3], num_chunks)
             assert [upsampling.radius(width) for width in widths] == expected
-    assert inferer._widths(inferer.encode_support(network), [7], None) == [0]  # no scan shows it
+    assert inferer._widths(encoded, [7]) == [0]  # no scan shows it
     assert GuidedUpsampling(radius_px=3, share=0.25).radius(40.0) == 3
     assert inferer(query_of(noise(0)), network).shape == (1, 3, 64, 64, 10)
 

@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "fewshot_alpnet_segmentation"
 
 
-def make_app(python: Path, app: Path, weights: Path, settings: dict | None = None) -> Path:
-    """MONAI Label's generic app with a copy of the bundle; ``settings`` are ids of train.json, no request sets them."""
+def make_app(python: Path, app: Path, weights: Path, settings: dict | None = None, labels: str | None = None) -> Path:
+    """MONAI Label's generic app with a copy of the bundle, with ``labels`` on offer and ``settings`` of train.json."""
     shutil.copytree(python.parent.parent / "apps" / "monaibundle", app)
     export = [str(python), "-m", "scripts.export", "monailabel", str(app), "--weights", str(weights)]
-    subprocess.run(export, cwd=ROOT, check=True)
+    subprocess.run([*export, *(["--labels", labels] if labels else [])], cwd=ROOT, check=True)
     train = app / "model" / NAME / "configs" / "train.json"
     train.write_text(json.dumps(json.loads(train.read_text()) | (settings or {})))
     return app

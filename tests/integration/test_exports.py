@@ -58,7 +58,10 @@ def test_torchscript_gives_the_same_scores_at_any_size(tmp_path, tiny_weights, t
     module = torch.jit.load(str(tmp_path / "model.ts")).eval()
     for shape in ((1, 64, 64), (3, 32, 80)):
         with torch.no_grad():
-            torch.testing.assert_close(module(episode(*shape)), make_tiny()(episode(*shape)), rtol=0, atol=1e-4)
+            found, pruned = module(episode(*shape)), make_tiny()(episode(*shape))
+        exact = make_tiny()(episode(*shape)).detach()  # with gradients, as when traced, all prototypes are compared
+        torch.testing.assert_close(found, exact if trace else pruned, rtol=0, atol=1e-4)
+        torch.testing.assert_close(pruned, exact, rtol=0, atol=0.02)  # those far away are left out, see match_cells
 
 
 def test_torchscript_segments_scans_through_the_overlay(run_config, tmp_path, tiny_weights, phantom_dir):
@@ -150,7 +153,7 @@ def test_the_zoos_folder_runs(tmp_path, tiny_weights, phantom_dir):
     (source / "docs").mkdir(exist_ok=True)
     (source / "docs" / "README.md").write_text("# Few-shot segmentation")
     (source / "scripts").mkdir()
-    for name in ("__init__.py", "export.py"):
+    for name in ("__init__.py", "command.py", "export.py"):
         (source / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
     zoo = tmp_path / "zoo"
     command = [sys.executable, "-m", "scripts.export", "zoo", str(zoo)]

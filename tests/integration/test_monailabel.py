@@ -113,3 +113,44 @@ def test_annotate_one_scan_and_every_other_segments_itself(server, data, tmp_pat
     assert mean_dice(tmp_path / "trained.nii.gz", labels["phantom_01"]) > 30
     maps = [np.asarray(read(tmp_path / name).dataobj) for name in ("trained.nii.gz", "phantom_01_2.nii.gz")]
     assert not np.array_equal(*maps)
+
+
+def shown_by_position(answer: dict, path: Path) -> dict[str, int]:
+    """What a client shows that names the values of a label map one after the other, as 3D Slicer does."""
+    values = [int(value) for value in np.unique(np.asarray(read(path).dataobj)) if value > 0]
+    return dict(zip(answer["label_names"], values, strict=True))
+
+
+def test_names_and_values_agree_in_every_answer(python, data, tmp_path):
+    """An app that offers two organs in an order of its own, and a support that shows four in another."""
+    studies = shutil.copytree(data / "imagesTr", tmp_path / "studies")
+    app = make_app(python, tmp_path / "app", WEIGHTS, labels="spleen,liver")
+    names = list(label_names(data).values())
+    places = {name: value for value, name in enumerate(names, start=1)}
+    with serve(python, app, studies, tmp_path / "server.log") as client:
+        client.finish("phantom_02", data / "labelsTr" / "phantom_02.nii.gz", names)
+        everything = None
+        for number, params in enumerate(
+            [{}, {"labels": ["spleen"]}, {"labels": "spleen,liver"}, {"labels": [1]}, {"labels": "2,right kidney"}]
+        ):
+            path = tmp_path / f"{number}.nii.gz"
+            status, answer = client.infer("phantom_04", path, params)
+            assert status == 200, answer
+            everything = everything or answer["label_values"]
+            assert set(everything) == set(names)
+            assert (everything["spleen"], everything["liver"]) == (1, 2)  # as the app offers them
+            asked = params.get("labels", names)
+            asked = {str(item) for item in (asked.split(",") if isinstance(asked, str) else asked)}
+            wanted = {name: value for name, value in everything.items() if asked & {name, str(value)}}
+            assert answer["label_values"] == wanted
+            assert answer["label_names"].items() <= wanted.items()
+            shown = shown_by_position(answer, path)
+            assert shown == answer["label_names"]
+            truth = np.asarray(read(data / "labelsTr" / "phantom_04.nii.gz").dataobj)
+            found = np.asarray(read(path).dataobj)
+            for name, value in shown.items():  # what is called spleen is the spleen
+                overlaps = {organ: int(((found == value) & (truth == places[organ])).sum()) for organ in names}
+                assert max(overlaps, key=overlaps.__getitem__) == name
+        status, answer = client.infer("phantom_04", params={"labels": "aorta"})
+        assert status == 400
+        assert "no support shows them" in answer["detail"]

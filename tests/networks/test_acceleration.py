@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bundle.networks import acceleration, compile_arguments
+from bundle.networks import acceleration, compile_arguments, set_deterministic
 
 from ..conftest import ROOT, TINY_NETWORK
 
@@ -56,6 +56,20 @@ def test_a_failing_compiler_is_one_line_and_no_error(compiler, caplog):
     compiler.error = RuntimeError("no compiler\nand much more")
     assert compile_arguments(True, False, "cpu") == PLAIN
     assert caplog.messages == ["torch.compile: not used, no compiler"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_speaks_for_all_kernels_and_stops_at_none(deterministic):
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        set_deterministic(deterministic)
+        assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.get_deterministic_debug_mode() == int(deterministic)  # 1: a warning
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch.nn as nn
 
 from bundle.networks import EfficientNetLiteEncoder, ResNetEncoder, TinyEncoder, load_weights
 from bundle.networks.weights import (
+    convert_adnet,
     convert_efficientnet_lite,
     convert_official,
     convert_torchvision,
@@ -48,6 +49,12 @@ def official_state_dict(depth: int, embedding_channels: int = 16) -> dict:
     }
 
 
+def adnet_state_dict(depth: int, embedding_channels: int = 16) -> dict:
+    """Make a checkpoint in the layout of ADNet's code: the same encoder, and a threshold."""
+    source = official_state_dict(depth, embedding_channels)
+    return {"t": torch.tensor([-10.0]), **{key: value for key, value in source.items() if "aspp" not in key}}
+
+
 def random_image(height: int = 64, width: int = 96) -> torch.Tensor:
     """One random image with three channels."""
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(5))
@@ -72,12 +79,55 @@ def test_official_resnet101_gives_the_published_features():
         assert_same_features(network.encoder(random_image(32, 48)), expected)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("layout", ["classifier", "deeplab"])
+def test_adnet_resnet101_gives_the_features_of_its_encoder():
+    source = adnet_state_dict(101, embedding_channels=256)
+    converted = convert_adnet(source)
+    assert (converted.encoder, converted.arguments) == ("ResNetEncoder", {"depth": 101, "embedding_channels": 256})
+    assert converted.note == "the threshold t is left out: the prototypes of the background take its place"
+    network = Network(ResNetEncoder(101, 8, 256)).eval()
+    network.load_state_dict(converted.state_dict)
+    trunk = {k.removeprefix("encoder.backbone."): v for k, v in source.items() if k.startswith("encoder.backbone.")}
+    with torch.no_grad():
+        features = resnet_features(trunk, random_image(32, 48), (False, True, True))
+        expected = torch.einsum("dc,bchw->bdhw", source["encoder.localconv.weight"][:, :, 0, 0], features)
+        assert_same_features(network.encoder(random_image(32, 48)), expected)
+
+
+def test_adnet_without_its_projection_gets_a_random_one_and_says_so():
+    source = {key: value for key, value in adnet_state_dict(18).items() if "localconv" not in key}
+    converted = convert_adnet(source, seed=2)
+    assert converted.arguments == {"depth": 18, "embedding_channels": 256}
+    assert converted.note.startswith("encoder.localconv is random (orthogonal, seed 2): the checkpoint has none; the t")
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "model.module."])
+@pytest.mark.parametrize(
+    ("convert", "source"),
+    [
+        (convert_official, official_state_dict(18)),
+        (convert_adnet, adnet_state_dict(18)),
+        (convert_torchvision, prefixed(resnet_state_dict(18), "backbone.")),
+        (convert_torchvision, resnet_state_dict(18)),
+        (convert_efficientnet_lite, lite0_state_dict()),
+    ],
+    ids=["official", "adnet", "deeplab", "classifier", "lite"],
+)
+def test_names_of_wrappers_are_taken_off(convert, source, wrapper):
+    plain, wrapped = convert(source), convert(prefixed(source, wrapper))
+    assert wrapped.arguments == plain.arguments
+    assert wrapped.state_dict.keys() == plain.state_dict.keys()
+    assert all(torch.equal(wrapped.state_dict[key], value) for key, value in plain.state_dict.items())
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101])
+@pytest.mark.parametrize("layout", ["classifier", "deeplab", "fcn"])
 def test_torchvision_keeps_the_trunk_and_drops_the_heads(depth, layout):
     trunk = resnet_state_dict(depth)
     if layout == "classifier":
         source = {**trunk, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    elif layout == "fcn":
+        heads = {"classifier.0.weight": torch.zeros(1), "classifier.4.bias": torch.zeros(21)}
+        source = {**prefixed(trunk, "backbone."), **heads, "aux_classifier.4.bias": torch.zeros(21)}
     else:
         heads = {"classifier.0.project.0.weight": torch.zeros(1), "aux_classifier.0.weight": torch.zeros(1)}
         source = {**prefixed(trunk, "backbone."), **heads}
@@ -152,6 +202,13 @@ def changed(state: dict, **edits: object) -> dict:
         (convert_official, lambda: lite0_state_dict(), "kind official: it looks like efficientnet_lite"),
         (convert_official, lambda: resnet_state_dict(18), "kind official: it looks like torchvision"),
         (convert_torchvision, lambda: official_state_dict(18), "kind torchvision: it looks like official"),
+        (convert_official, lambda: adnet_state_dict(18), "kind official: it looks like adnet"),
+        (convert_adnet, lambda: official_state_dict(18), "kind adnet: it looks like official"),
+        (
+            convert_adnet,
+            lambda: changed(adnet_state_dict(18), encoder__reduce2__weight=torch.zeros(1), t2=torch.zeros(1)),
+            "2 unknown keys in adnet checkpoint: encoder.reduce2.weight, t2; known are encoder.backbone.*",
+        ),
         (convert_efficientnet_lite, lambda: {"a.b": torch.zeros(1)}, "kind efficientnet_lite: its first keys are a.b"),
         (
             convert_official,

@@ -18,14 +18,16 @@ def run(monkeypatch, capsys):
     """Call the command line in this process; give back exit status, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # set back afterwards
         monkeypatch.setattr(sys, "argv", ["convert_weights", *map(str, arguments)])
         status = 0
         try:
             convert_weights.main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
+        except Exception as error:  # as Python ends a program: by the hook
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -52,6 +54,17 @@ def test_official(run, tmp_path):
     assert out.count("\n") == 1
     assert expected in out
     assert "random" not in out
+
+
+def test_adnet(run, tmp_path):
+    source = {f"encoder.backbone.{key}": value for key, value in resnet_state_dict(18).items()}
+    source |= {"encoder.localconv.weight": torch.rand(16, 512, 1, 1), "t": torch.tensor([-10.0])}
+    torch.save(source, tmp_path / "source.pth")
+    status, out, _ = run("adnet", tmp_path / "source.pth", tmp_path / "model.pt")
+    assert status == 0
+    load_encoder(ResNetEncoder(18, 8, 16), tmp_path / "model.pt")
+    assert out.count("\n") == 1
+    assert '"embedding_channels": 16}; the threshold t is left out' in out
 
 
 def test_torchvision_says_that_the_projection_is_random(run, tmp_path):
@@ -83,7 +96,7 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(run, tmp_path, command,
     torch.save(lite0_state_dict(), tmp_path / "source.pth")
     status, out, err = run(command, tmp_path / "source.pth", tmp_path / "model.pt", *options)
     assert (status, out) == (1, "")
-    assert err.startswith(f"convert_weights: {message}")
+    assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not (tmp_path / "model.pt").exists()
 

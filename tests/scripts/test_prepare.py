@@ -26,14 +26,16 @@ def run(monkeypatch, capsys):
     """Call the command line in this process; give back exit status, stdout, stderr."""
 
     def call(*arguments: object, script=prepare) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # set back afterwards
         monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
         status = 0
         try:
             script.main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
+        except Exception as error:  # as Python ends a program: by the hook
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -64,7 +66,7 @@ def test_bad_case_is_named_and_the_status_is_zero(run, archive):
 def test_strict_fails_for_a_bad_case(run, archive):
     status, _, err = run("chaos", "--src", archive / "src", "--dst", archive / "dst", "--strict")
     assert status == 1
-    assert err.splitlines()[-1] == "prepare: 1 cases were skipped"
+    assert err.splitlines()[-1] == "error: 1 cases were skipped"
     assert (archive / "dst/imagesTr/chaos_01.nii.gz").is_file()
 
 
@@ -80,7 +82,7 @@ def test_nothing_prepared_fails(run, tmp_path):
     (tmp_path / "src/a.nii.gz").write_bytes(b"\x1f\x8bno")
     status, _, err = run("folder", "--src", tmp_path / "src", "--dst", tmp_path / "dst")
     assert status == 1
-    assert err.splitlines()[-1] == "prepare: nothing was prepared, all 1 cases are bad"
+    assert err.splitlines()[-1] == "error: nothing was prepared, all 1 cases are bad"
 
 
 def test_numbers_of_a_recipe_are_overridden(run, archive):
@@ -110,10 +112,10 @@ def test_window_and_names_of_a_folder(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--src", "nowhere"], "prepare: nowhere: no such folder"),
-        (["--src", ".", "--size", "0"], "prepare: size must be two positive whole numbers"),
-        (["--src", ".", "--label_names", "liver"], "prepare: label_names must map values to names"),
-        (["--src", ".", "--num_workers", "0"], "prepare: num_workers must be a positive whole number"),
+        (["--src", "nowhere"], "error: nowhere: no such folder"),
+        (["--src", ".", "--size", "0"], "error: size must be two positive whole numbers"),
+        (["--src", ".", "--label_names", "liver"], "error: label_names must map values to names"),
+        (["--src", ".", "--num_workers", "0"], "error: num_workers must be a positive whole number"),
     ],
 )
 def test_bad_input_ends_in_one_line(run, tmp_path, arguments, words):
@@ -206,7 +208,7 @@ def test_pictures_and_arrays_are_not_sent_to_prepare(run, tmp_path):
 
 def test_folder_without_scans_is_not_sent_to_prepare(run, tmp_path):
     write_nifti(tmp_path / "labelsTr/a.nii.gz", scan()[1])
-    assert run(tmp_path, script=check)[2] == f"check: {tmp_path}: no scans; put NIfTI files into imagesTr\n"
+    assert run(tmp_path, script=check)[2] == f"error: {tmp_path}: no scans; put NIfTI files into imagesTr\n"
 
 
 @pytest.mark.parametrize(

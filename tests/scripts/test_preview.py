@@ -58,8 +58,8 @@ def test_overlay_and_triptych_from_files(dataset, tmp_path):
         (lambda d: preview.superpixels(), "set --dataset_dir"),
         (lambda d: preview.superpixels("/nowhere"), "no such data set"),
         (lambda d: preview.superpixels(d, case="nobody"), "no such case"),
-        (lambda d: preview.superpixels(d, superpixl=1), "no such option or id"),
-        (lambda d: preview.superpixels(d, config_file="configs/none.json"), "no such config_file"),
+        (lambda d: preview.superpixels(d, superpixl=1), "did you mean superpixel"),
+        (lambda d: preview.superpixels(d, config_file="configs/none.json"), "none.json: no such config"),
         (lambda d: preview.superpixels(d, overrides=3), "must be a dictionary"),
         (lambda d: preview.overlay(image=f"{d}/imagesTr/phantom_01.nii.gz"), "nothing to draw"),
         (lambda d: preview.overlay(d, run_dir=d), "no predictions"),
@@ -76,4 +76,4 @@ def test_command_line_ends_with_one_line_and_a_status():
     command = [sys.executable, "-m", "scripts.preview", "overlay", "--dataset_dir", "/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "preview: /nowhere: no such data set; check dataset_dir"
+    assert done.stderr.strip().splitlines()[-1] == "error: /nowhere: no such data set; check dataset_dir"

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from bundle.data import SupportScan
-from bundle.inferers import FewShotInferer
 from bundle.losses import EpisodeLoss
 from bundle.networks import ALPNet
 from scripts import literal
 from scripts.speed import Row, peak_memory, speed
 
+from ..inferers.build import make_inferer
 from ..networks.test_alpnet import PatchEncoder, blob
 
 
@@ -44,7 +44,7 @@ def test_literal_inference_gives_the_same_label_map(position_weight):
     image = torch.rand(1, 32, 32, 6, generator=generator) + label
     support = SupportScan(image, label, 1.0, "support")
     query = torch.rand(1, 32, 32, 5, generator=generator) + label.roll(2, 0)[..., :5]
-    inferer = FewShotInferer()
+    inferer = make_inferer()
     inferer.set_support([support])
     scores = inferer(query[None], network)[0].as_subclass(torch.Tensor)
     expected = torch.tensor([0, 3, 8], dtype=torch.uint8)[scores.argmax(dim=0)]

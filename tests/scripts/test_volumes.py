@@ -194,7 +194,7 @@ def test_the_support_is_never_a_query(phantom_dir, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "set_support", lambda _, entries, slices: used.append((entries, slices)))
     monkeypatch.setattr(module, "measure", lambda *_: {"dice": {}})
     monkeypatch.setattr(module, "_draw_if_worst", lambda *_: None)
-    split = module.evaluation_split(phantom_dir, "volume", 0, 2)
+    split = module.data.evaluation_split(phantom_dir, "volume", 0, 2)
 
     given = []
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
-from bundle.transforms import ConfidenceMap, ConfidenceMapd, LabelMap
+from bundle.transforms import ConfidenceMap, ConfidenceMapd, LabelMap, LabelMapd, MeanConfidence, MeanConfidenced
 
 from ..conftest import volume
 from .test_label_map import scores
@@ -80,3 +81,27 @@ def test_bad_settings_and_scores_are_named():
         ConfidenceMap()(volume(np.zeros((2, 2, 2))))
     with pytest.raises(ValueError, match=r"4 channels for the label values \[0, 1, 2\]"):
         ConfidenceMap()(scores([1, 2], [0.0], [0], [0], [0]))
+
+
+@pytest.mark.parametrize("channels", [([0.0, 3, 0, 0], [2, 1, 1, 0], [1, 0, 3, 0]), ([2.0, -1, 1, 0], [1, 2, 3, 0])])
+def test_mean_confidence_is_that_of_the_map_over_each_label(channels):
+    pred = scores([7, 2], *channels)
+    labels = torch.tensor([7, 7, 2, 0]).view(1, 1, 1, 4)
+    found = MeanConfidence(0.5)(pred, MetaTensor(labels)).meta["label_confidence"]
+    whole = ConfidenceMap(0.5)(pred, labels).as_subclass(torch.Tensor)
+    expected = torch.stack([100 * whole[labels == value].mean() for value in (7, 2)])
+    torch.testing.assert_close(found, expected)
+    nowhere = MeanConfidence(0.5)(pred, MetaTensor(torch.full_like(labels, 7))).meta["label_confidence"]
+    assert nowhere.isnan().tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 1, 3\) for scores of"):
+        MeanConfidence()(pred, MetaTensor(labels[..., 1:]))
+
+
+def test_scores_are_kept_for_the_confidence_without_a_copy():
+    pred = scores([1], [0.0, 0, 0], [-2, 1, 3])
+    kept = LabelMapd("pred", scores_key="scores")({"pred": pred})
+    assert kept["scores"] is pred
+    found = MeanConfidenced("scores", "pred")(kept)
+    assert found["pred"].meta["label_confidence"].shape == (1,)
+    assert "label_confidence" not in kept["pred"].meta
+    assert LabelMapd("pred")({"pred": pred}).keys() == {"pred"}

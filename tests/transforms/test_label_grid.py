@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import LoadImage
 
-from bundle.transforms import MatchLabel, MatchLabeld, OrientSlicesd
+from bundle.transforms import MatchLabel, MatchLabeld, OrientSlices, OrientSlicesd
 
 from ..conftest import volume
 
@@ -70,7 +71,7 @@ def test_label_that_was_cropped_is_placed_by_its_header(flip, caplog):
     with caplog.at_level(logging.INFO):
         found = MatchLabel()(volume(array.copy(), moved, filename_or_obj="l.nii.gz"), image)
     np.testing.assert_array_equal(found[0], labels)
-    assert "l.nii.gz: covers 7 x 5 x 7 voxels, placed by its header" in caplog.text
+    assert "l.nii.gz: covers 7 x 5 x 7 voxels of a.nii.gz, and is placed by its header" in caplog.text
 
 
 @pytest.mark.parametrize("off", [2e-5, -2e-5, 0.009])
@@ -86,10 +87,10 @@ def test_values_that_miss_whole_numbers_are_rounded(off):
         (lambda labels, affine: (labels * 0.5, affine), "label values must be whole numbers from 0, got"),
         (lambda labels, affine: (labels[:-1], affine), "does not fit the image a.nii.gz"),
         (lambda labels, affine: (labels, affine + np.diag([0, 0, 0, 0]) + shift(9)), "lies up to 9.0 mm beside"),
-        (lambda labels, affine: (labels[2:5], affine + shift(6.5)), "labels lie outside of the image|does not fit"),
-        (lambda labels, affine: (labels[::2], affine * np.array([2.0, 1, 1, 1])), "does not fit the image"),
+        (lambda labels, affine: (labels[2:5], affine + shift(7.5)), "labels lie outside of the image"),
+        (lambda labels, affine: (labels.transpose(2, 0, 1), affine), "does not fit the image"),
     ],
-    ids=["halves", "a slice short", "moved", "beyond", "other spacing"],
+    ids=["halves", "a slice short", "moved", "beyond", "turned without a word"],
 )
 def test_what_is_no_label_of_the_image_is_named(change, message):
     labels, image = pair(np.eye(4))
@@ -102,3 +103,91 @@ def shift(mm):
     out = np.zeros((4, 4))
     out[0, 3] = mm
     return out
+
+
+LOST = {
+    "identity": np.eye(4),
+    "identity of ITK": np.diag([-1.0, -1, 1, 1]),
+    "spacing alone": np.diag([0.8, 0.8, 1.2, 1]),
+    "no form at all": nib.Nifti1Image(np.zeros(SHAPE, np.uint8), None).header.get_base_affine(),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("degrees", [0, 20, 45])
+def test_label_whose_place_was_lost_is_on_the_voxels_of_its_image(kind, degrees, caplog):
+    labels, image = pair(oblique(degrees))
+    found = MatchLabel()(volume(labels, LOST[kind], filename_or_obj="l.nii.gz"), image)
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_array_equal(found.affine, image.affine)
+    assert "l.nii.gz: has a header without a place, and is taken for the voxels of a.nii.gz" in caplog.text
+    if kind == "no form at all":
+        return  # its center moves with its shape
+    with pytest.raises(ValueError, match="does not fit the image a.nii.gz"):
+        MatchLabel()(volume(labels[1:], LOST[kind], filename_or_obj="l.nii.gz"), image)
+
+
+def test_label_of_the_other_form_of_the_header_is_on_the_voxels_of_its_image(caplog):
+    labels, image = pair(oblique(10))
+    other = oblique(12)
+    other[:3, 3] += 30
+    with pytest.raises(ValueError, match="lies up to .* mm beside its image a.nii.gz"):
+        MatchLabel()(volume(labels, other, filename_or_obj="l.nii.gz"), image)
+    image.meta["other_affine"] = other
+    np.testing.assert_array_equal(MatchLabel()(volume(labels, other, filename_or_obj="l.nii.gz"), image)[0], labels)
+    assert "l.nii.gz: lies where the other form of the header of a.nii.gz says" in caplog.text
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_label_with_voxels_of_its_own_gives_the_nearest(factor, degrees, caplog):
+    affine = oblique(degrees)
+    blocks = np.kron(np.random.default_rng(0).integers(0, 3, (4, 3, 3)), np.ones((2, 2, 2), int))
+    image = volume(blocks + 10.0, affine, filename_or_obj="a.nii.gz")
+    scaled = affine @ np.diag([factor, factor, factor, 1.0])  # outer edges stay where they are
+    scaled[:3, 3] += affine[:3, :3] @ np.full(3, (factor - 1) / 2)
+    labels = blocks[::2, ::2, ::2] if factor == 2 else np.kron(blocks, np.ones((2, 2, 2), int))
+    found = MatchLabel()(volume(labels, scaled, filename_or_obj="l.nii.gz"), image)
+    np.testing.assert_array_equal(found[0], blocks)
+    assert "l.nii.gz: has voxels of its own, " in caplog.text
+    assert "fall between" not in caplog.text
+    thin = np.zeros((16, 12, 12))
+    thin[3, 4, 5], thin[6:, 6:] = 2, 1
+    fine = affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    MatchLabel()(volume(thin, fine, filename_or_obj="l.nii.gz"), image)
+    assert "l.nii.gz: the label values [2.0] fall between the voxels of a.nii.gz" in caplog.text
+
+
+@pytest.mark.parametrize(("mm", "told"), [(0.0, False), (0.3, False), (0.55, True)])
+def test_label_a_little_beside_its_image_is_told(mm, told, caplog):
+    labels, image = pair(oblique(0))
+    affine = oblique(0)
+    affine[1, 3] += mm
+    np.testing.assert_array_equal(MatchLabel()(volume(labels, affine, filename_or_obj="l.nii.gz"), image)[0], labels)
+    assert ("l.nii.gz: lies 0.6 mm beside a.nii.gz, and is taken for its voxels" in caplog.text) == told
+
+
+@pytest.mark.parametrize("kind", ["identical", "flipped to LPS", "of voxels along other axes", "as floats", "cropped"])
+@pytest.mark.parametrize("degrees", [0, 30, 45])
+def test_labels_saved_by_simpleitk_are_those_of_the_image(kind, degrees, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    labels, image = pair(oblique(degrees))
+    labels[0], labels[-2:], labels[:, :1] = 0, 0, 0
+    nib.save(nib.Nifti1Image(labels.astype(np.uint8), oblique(degrees)), tmp_path / "own.nii.gz")
+    stored = sitk.ReadImage(str(tmp_path / "own.nii.gz"))
+    if kind == "flipped to LPS":
+        stored = sitk.DICOMOrient(stored, "LPS")
+    elif kind == "of voxels along other axes":
+        stored = sitk.PermuteAxes(stored, [2, 0, 1])
+    elif kind == "as floats":
+        stored = sitk.Cast(stored, sitk.sitkFloat32) * 1.00001
+    elif kind == "cropped":
+        stored = stored[1:-2, 1:]
+    sitk.WriteImage(stored, str(tmp_path / "saved.nii.gz"))
+    load = LoadImage("bundle.data.NiftiReader", ensure_channel_first=True)
+    found = OrientSlicesd(["image", "label"])(
+        MatchLabeld("label")({"image": image, "label": load(tmp_path / "saved.nii.gz")})
+    )
+    expected = OrientSlices()(volume(labels, oblique(degrees)))
+    assert torch.equal(found["label"].as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
+    torch.testing.assert_close(found["label"].affine, found["image"].affine)

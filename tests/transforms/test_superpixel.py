@@ -7,7 +7,10 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from bundle.data.phantom import make_phantom
+from bundle.options import read_config
 from bundle.transforms import Superpixels, Superpixelsd
+
+from ..conftest import ROOT
 
 PARAMETERS = {"scale": 1, "sigma": 0.5, "min_size": 20}
 
@@ -120,3 +123,50 @@ def test_bad_arguments_are_named(scan):
         ValueError, match=r"mask of shape \(1, 48, 48\) does not fit the image of shape \(1, 48, 48, 4\)"
     ):
         Superpixels()(scan[0], scan[1][..., 0])
+
+
+def halves(image, mask, rows=16):
+    """Two superpixels, above and below a row; in one scale of numbers below zero."""
+    assert mask.dtype == bool
+    assert image.dtype == np.float32
+    return np.where(np.arange(image.shape[0])[:, None] < rows, -5, 7) * np.ones(image.shape, np.int8)
+
+
+def test_a_function_of_ones_own_is_called_with_the_mask_and_its_parameters(two_squares):
+    image, mask = two_squares
+    maps = Superpixels(halves, [{"rows": 8}, {}], min_piece=1)(image, mask)
+    assert maps.shape == (2, 32, 32)
+    assert maps[0, 4:8, 4:14].min() == maps[0, 4:8, 4:14].max() != maps[0, 9, 9]
+    assert set(np.unique(maps[1])) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"_target_": "skimage.segmentation.watershed", "_mode_": "callable", "markers": 9},
+     {"_target_": "tests.transforms.test_superpixel.halves", "_mode_": "callable"}],
+    ids=["watershed", "own"],
+)  # fmt: skip
+def test_a_target_in_the_config_is_the_method(method, scan, tmp_path):
+    files = [ROOT / "configs" / "train.json"]
+    parser = read_config(files, {"superpixel#method": method, "superpixel#parameters": {}, "output_dir": str(tmp_path)})
+    maps = parser.get_parsed_content("train#preprocessing").transforms[-1]({"image": scan[0], "body": scan[1]})
+    assert len(np.unique(maps["superpixels"])) > 2
+
+
+@pytest.mark.parametrize("method", ["felzenszwalb", "slic"])
+def test_each_method_of_the_config_has_parameters_of_its_own(method, scan):
+    given = {"superpixel#method": method, "superpixel#min_area_px": 2}  # the slices are small ones
+    parser = read_config([ROOT / "configs" / "train.json"], given)
+    maps = parser.get_parsed_content("train#preprocessing").transforms[-1]({"image": scan[0], "body": scan[1]})
+    assert maps["superpixels"].shape[0] == 3
+    assert maps["superpixels"].max() > 1
+
+
+def test_what_is_no_map_and_what_a_method_does_not_take_are_refused(two_squares):
+    image, mask = two_squares
+    with pytest.raises(ValueError, match="superpixel method 'slic' takes no 'scale'; it takes image, n_segments"):
+        Superpixels("slic", {"scale": 1})
+    with pytest.raises(ValueError, match="must give whole numbers of shape .32, 32., got float32 of"):
+        Superpixels(lambda image: image)(image, mask)
+    with pytest.raises(ValueError, match="must be one of felzenszwalb, slic or a function, got 'quickshift'"):
+        Superpixels("quickshift")

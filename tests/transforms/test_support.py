@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.transforms import AnswerQualityd, SelectSupport, SelectSupportd
+from bundle.transforms.support import renumber
 
 from ..conftest import volume
 from ..integration.studies import make_studies
@@ -119,3 +120,74 @@ def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request(caplog):
     assert "result" not in AnswerQualityd()({"pred": item["pred"]})
     item["pred"] = volume(np.zeros((4, 4, 2)))
     assert "result" not in AnswerQualityd()(item)
+
+
+ORGANS = {"liver": 1, "rk": 2, "lk": 3, "spleen": 4}
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "expected"),
+    [
+        (ORGANS, {}, ORGANS),
+        (ORGANS, {"liver": 1, "spleen": 2}, {"liver": 1, "spleen": 2, "lk": 3, "rk": 4}),
+        ({"spleen": 1}, {"liver": 1, "spleen": 2}, {"spleen": 2}),
+        ({"rk": 1, "lk": 2}, {"liver": 1, "spleen": 2}, {"rk": 3, "lk": 4}),  # what is listed is nobody else's
+        ({"Liver": 7, "x": 1}, {" liver ": 2}, {"x": 1, "Liver": 2}),
+        ({"a": 300}, {"b": 1}, {"a": 300}),
+    ],
+    ids=["no list", "a part is listed", "one of the list", "none of the list", "upper case", "large value"],
+)
+def test_names_have_the_values_that_the_app_lists(names, numbers, expected):
+    assert renumber(names, numbers) == expected
+    assert list(renumber(names, numbers).values()) == sorted(expected.values())
+
+
+@pytest.mark.parametrize("labels", [None, ["spleen"], "spleen", "Spleen, liver", '["liver", 2]', [1, "2"], 2, "2"])
+@pytest.mark.parametrize("numbers", [{}, {"liver": 1, "spleen": 2}, {"spleen": 1}], ids=["no list", "two", "one"])
+def test_a_request_asks_for_labels_by_name_or_by_value(studies, labels, numbers):
+    entries, found = SelectSupport(numbers=numbers)(studies / "phantom_03.nii.gz", labels=labels)
+    everything = SelectSupport(numbers=numbers)(studies / "phantom_03.nii.gz")[1]
+    assert set(everything) == {"liver", "rk", "lk", "spleen"}
+    assert found.items() <= everything.items()
+    assert numbers.items() <= everything.items()
+    if labels is not None:
+        asked = json.loads(labels) if str(labels).startswith('["') else labels
+        asked = asked.split(",") if isinstance(asked, str) else asked if isinstance(asked, list) else [asked]
+        asked = {str(item).strip().lower() for item in asked}
+        assert set(found) == {name for name, value in everything.items() if {name, str(value)} & asked}
+    original = {str(value): name for name, value in ORGANS.items()}
+    for entry in entries:  # each value of the file goes to the value of its own name
+        assert {original[old]: new for old, new in entry["values"].items()} == found
+
+
+def test_labels_that_nobody_labelled_are_refused_in_one_line(studies):
+    with pytest.raises(ValueError, match=r"labels \['aorta', '9'\]: no support shows them; there are {'liver': 1"):
+        SelectSupport()(studies / "phantom_03.nii.gz", labels="aorta, liver, 9")
+
+
+def test_the_configured_support_is_numbered_as_the_app_lists(default, phantom_dir):
+    image = phantom_dir / "imagesTr" / "phantom_03.nii.gz"
+    names = {1: "liver", 2: "rk", 3: "lk", 4: "spleen"}
+    entries, found = SelectSupport(default, phantom_dir, numbers={"spleen": 1}, names=names)(image)
+    assert entries[0]["values"]["4"] == found["spleen"] == 1
+    assert len(set(found.values())) == 4
+    entries, found = SelectSupport(default, phantom_dir, names=names)(image, labels="spleen")
+    assert entries[0]["values"] == {"4": 4}
+    assert found == {"spleen": 4}
+    assert "values" not in SelectSupport(default, phantom_dir, names=names)(image)[0][0]  # as it always was
+
+
+@pytest.mark.parametrize("shown", [(1, 4), (4,), ()], ids=["both", "one is absent", "nothing"])
+def test_names_of_an_answer_are_those_of_its_label_map_for_clients_that_count(shown):
+    label_map = np.zeros((4, 4, 2))
+    label_map.flat[: len(shown)] = shown
+    item = {"pred": volume(label_map, label_values=np.array([[4, 1]])), "image_path": "x.nii.gz"}
+    for known in ({}, {"label_values": {"liver": 1, "spleen": 4}}):
+        answer = AnswerQualityd(names={1: "liver", 4: "spleen"})({**item, "result": known})["result"]
+        answer["label_names"] = {"liver": 1, "spleen": 2}  # as MONAI Label does with the names that it was started with
+        answer["latencies"] = {}
+        assert answer["label_values"] == {"liver": 1, "spleen": 4}
+        assert list(answer["label_names"].values()) == list(shown)
+        assert answer["label_names"].items() <= answer["label_values"].items()
+        assert json.loads(json.dumps(answer))["label_names"] == answer["label_names"]
+        assert "latencies" in answer

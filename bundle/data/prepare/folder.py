@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .dicom_frames import dicom_files, is_dicom
 from .formats import file_stem, is_companion, natural_key, scan_files, scan_suffix, why_not_read
 from .look import Look, look_at
-from .names import case_title
-from .plain import find_plain_cases
-from .read import is_dicom
+from .names import case_title, read_name
+from .plain import Item, dicom_items, find_plain_cases
 from .source import Case, Found, Options
 from .structures import Labelled, number_structures
 
@@ -63,24 +63,27 @@ def _label_names(dataset: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _scans_in(folder: Path, aside: list[tuple[str, str]]) -> dict[str, Path]:
-    """The scans of a folder, files and folders of DICOM files, by the names of their cases."""
+def _scans_in(folder: Path, aside: list[tuple[str, str]]) -> dict[str, Item]:
+    """The scans or labels of a folder, files and DICOM series, by the names of their cases."""
     if not folder.is_dir():
         return {}
-    scans: dict[str, Path] = {}
+    scans: dict[str, Item] = {}
     for path in scan_files(folder):
         if file_stem(path) in scans:
-            other = scans[file_stem(path)].name
+            other = scans[file_stem(path)].path.name
             aside.append((f"{folder.name}/{path.name}", f"has the name of {other}; rename one of them"))
         else:
-            scans[file_stem(path)] = path
+            scans[file_stem(path)] = Item(path, path.relative_to(folder), read_name(path.relative_to(folder)))
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in scan_files(folder)]
     for path in sorted(files, key=natural_key):
         if not is_dicom(path) and not is_companion(path):
             aside.append((f"{folder.name}/{path.name}", why_not_read(path)))
-    for below in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())], key=natural_key):
-        if any(p.is_file() and is_dicom(p) for p in below.iterdir()):
-            scans[case_title(below.relative_to(folder)) or folder.name] = below
+    below = [folder, *sorted((p for p in folder.rglob("*") if p.is_dir()), key=natural_key)]
+    away: list[tuple[str, str]] = []
+    for item in dicom_items(folder, [path for place in below for path in dicom_files(place)], away):
+        relative = item.relative if item.header is None else item.relative.with_suffix("")
+        scans[case_title(relative) or folder.name] = item
+    aside += [(f"{folder.name}/{file}", reason) for file, reason in away]
     return scans
 
 
@@ -96,7 +99,8 @@ def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> 
     if options.label is not None or (options.image is not None and not nnunet):
         raise ValueError(f"{src}: holds one image and label a case by its layout; leave --image and --label out")
     wanted = str(options.image or 0).zfill(4)
-    with_segments = any(scan_suffix(label) == ".seg.nrrd" for group in labels.values() for label in group.values())
+    every = [label for group in labels.values() for label in group.values()]
+    with_segments = any(label.header is not None or scan_suffix(label.path) == ".seg.nrrd" for label in every)
     labelled = []
     for subset in ("Tr", "Ts"):
         extra = 0
@@ -111,8 +115,8 @@ def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> 
             expected = src / f"labels{subset}" / f"{name}.nii.gz"
             labelled.append(
                 Labelled(
-                    Case(name, image, None, expected, subset),
-                    [] if label is None else [(label, "", look_at(label) if with_segments else Look())],
+                    Case(name, image.path, None, expected, subset, series=image.series),
+                    [] if label is None else [(label.path, "", look_at(label.path) if with_segments else Look())],
                 )
             )
         if extra:
@@ -120,9 +124,10 @@ def _dataset_folder(src: Path, dataset: Mapping[str, Any], options: Options) -> 
                 f"images{subset}: {extra} files of further channels are left aside, channel {wanted} is taken; "
                 "--image 0001 takes another"
             )
-        for path in truth.values():
-            reason = f"a label without an image; expected {file_stem(path)}{'_0000' * nnunet}.nii.gz in images{subset}"
-            aside.append((f"labels{subset}/{path.name}", reason))
+        for item in truth.values():
+            stem = file_stem(item.path)
+            reason = f"a label without an image; expected {stem}{'_0000' * nnunet}.nii.gz in images{subset}"
+            aside.append((f"labels{subset}/{item.path.name}", reason))
     others = (path for path in src.iterdir() if path.is_dir() and re.fullmatch(r"(?i)images.+", path.name))
     reason = "not read, only imagesTr and imagesTs are; prepare it as a folder of its own"
     aside += [(f"{path.name}/", reason) for path in sorted(others) if path.name not in ("imagesTr", "imagesTs")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from monai.utils import optional_import
 from nibabel.spatialimages import SpatialImage
 
+from ..datalist import natural_key
 from ..fingerprint import PICTURE_SUFFIXES
 from .volume import Volume
 
@@ -43,11 +43,6 @@ class Segment:
     name: str
     value: int
     layer: int = 0
-
-
-def natural_key(path: Path | str) -> list[Any]:
-    """Sort key that counts: ``IMG-2`` before ``IMG-10``."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", str(path))]
 
 
 def scan_suffix(path: Path) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ...checks import check_geometry, check_volume
 from ..grid import fits, paste, place_label
+from .dicom_frames import is_dicom
+from .dicom_labels import open_dicom_label
+from .dicom_series import only_series
+from .dicom_volume import read_series
 from .formats import has_no_orientation, read_layers, read_volume
 from .look import WHOLE_TOLERANCE
-from .read import read_dicom, read_png_masks
+from .masks import read_png_masks
 from .recipe import Recipe
 from .source import Case, Options
 from .volume import Volume
@@ -35,7 +40,9 @@ def load_case(case: Case, recipe: Recipe, options: Options) -> tuple[Volume, Vol
     notes: list[str] = []
     slice_files: list[Path] = []
     if case.image.is_dir():
-        image, slice_files = read_dicom(case.image)
+        series = case.series or only_series(case.image)
+        image, notes = read_series(series)
+        slice_files = [frame.path for frame in series.frames]
     else:
         image = read_volume(case.image, options.channel)
         if has_no_orientation(case.image):
@@ -113,6 +120,15 @@ def _on_grid(label: Volume, path: Path, image: Volume, case: Case, options: Opti
     return placed
 
 
+def _open_layers(path: Path, image: Volume) -> Callable[[int], Volume]:
+    """A function that gives the layers of a label, each as a volume."""
+    if is_dicom(path):
+        draw = open_dicom_label(path, image)
+        return lambda layer: Volume(draw(layer), image.affine)
+    volume = read_layers(path)
+    return lambda layer: Volume(volume.array[..., layer] if volume.array.ndim == 4 else volume.array, volume.affine)
+
+
 def _join_parts(case: Case, image: Volume, options: Options, notes: list[str]) -> np.ndarray:
     """One label map from the structures in several files, layers or values.
 
@@ -122,13 +138,13 @@ def _join_parts(case: Case, image: Volume, options: Options, notes: list[str]) -
         ValueError: if two of them are the same structure.
     """
     inside: list[tuple[np.ndarray, int, str]] = []
-    path, volume = None, None
+    path, layers = None, None
     for part in case.parts:  # those of one file stand beside each other
-        if part.path != path or volume is None:
-            path, volume = part.path, read_layers(part.path)
-        layer = volume.array[..., part.layer] if volume.array.ndim == 4 else volume.array
-        mask = (layer != 0 if part.value is None else layer == part.value).astype(np.int16)
-        placed = _on_grid(Volume(mask, volume.affine), part.path, image, case, options)
+        if part.path != path or layers is None:
+            path, layers = part.path, _open_layers(part.path, image)
+        layer = layers(part.layer)
+        mask = (layer.array != 0 if part.value is None else layer.array == part.value).astype(np.int16)
+        placed = _on_grid(Volume(mask, layer.affine), part.path, image, case, options)
         title = part.path.name if part.value is None else f"{part.path.name} value {part.value}"
         inside.append((np.flatnonzero(placed), part.target, title))
     inside.sort(key=lambda item: -len(item[0]))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..grid import fits, place_label
+from .dicom_frames import is_dicom
+from .dicom_labels import dicom_segments
+from .dicom_series import Series
+from .dicom_volume import series_grid
 from .formats import Segment, read_layers, read_segments
-from .read import read_dicom
+from .names import is_label_name
 
 WHOLE_TOLERANCE = 0.01  # by which a label value may differ from a whole number: scaled labels are saved so
 MOST_VALUES = 1024  # of a label map; FreeSurfer's have some two hundred
@@ -45,18 +50,27 @@ class Look:
         return fits(place_label(self.shape, self.affine, image.shape, image.affine), image.affine)
 
 
-def look_at(path: Path) -> Look:
-    """Tell what a file or a folder of DICOM files holds; nothing, if it cannot be read, which its case will say."""
+def look_at(path: Path, series: Series | None = None) -> Look:
+    """Tell what a file or a DICOM series holds; nothing, if it cannot be read, which its case will say."""
     try:
+        if series is not None:
+            return Look("image", *series_grid(series))
         if path.is_dir():
-            volume, _ = read_dicom(path)
-            return Look("image", volume.array.shape, volume.affine)
+            return Look()
+        if is_dicom(path):
+            found = dicom_segments(path)
+            return Look("label", values=tuple(sorted(each.value for each in found)), segments=found)
         segments = read_segments(path)
         volume = read_layers(path)
     except (RuntimeError, ValueError):
         return Look()
     kind, values, count = judge(volume.array)
     return Look("label" if segments else kind, volume.array.shape[:3], volume.affine, values, segments, count)
+
+
+def is_label_map(path: str | os.PathLike) -> bool:
+    """Whether a file is a label map, by its name or its voxels."""
+    return is_label_name(os.path.basename(path)) or look_at(Path(path)).kind == "label"
 
 
 def judge(array: np.ndarray) -> tuple[str, tuple[int, ...], int]:

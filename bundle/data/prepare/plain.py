@@ -8,37 +8,53 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..label_table import SUFFIXES as TABLE_SUFFIXES
+from .dicom_frames import HAS_PYDICOM, Header, dicom_files, is_dicom
+from .dicom_series import Series, find_series
 from .formats import file_stem, is_companion, natural_key, scan_files, scan_suffix, why_not_read
 from .look import Look, look_at
 from .names import COMPUTED_WORDS, Name, case_title, contains, is_structure, read_name, split_words, structure_name
-from .read import is_dicom
 from .source import Case, Found, Options
 from .structures import Labelled, number_structures
 
 FREESURFER_IMAGES = ("t1", "orig", "nu", "norm", "brain")  # of one scan, the most useful first
 FREESURFER_LABELS = ("aseg", "aparc+aseg")
+MEDIUM_FOLDER = re.compile(r"(?i)(pa|pat|st|stu|study|se|ser|series)?[\d.]+")  # tells nothing of what is in it
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file that may be a scan or a label, or a folder of DICOM files.
+    """A file that may be a scan or a label, or a DICOM series.
 
     Attributes:
-        path: where it is.
-        relative: the same below the source.
+        path: where it is; the folder of a series.
+        relative: the same below the source; with the title of a series that has others beside it.
         name: what its name says.
         look: what its voxels say.
+        series: the series.
+        header: of a DICOM label.
     """
 
     path: Path
     relative: Path
     name: Name
     look: Look = Look()
+    series: Series | None = None
+    header: Header | None = None
+
+    @property
+    def aliases(self) -> list[tuple[str, ...]]:
+        """What else a series may be called for: its patient, study or series."""
+        if self.series is None:
+            return []
+        header = self.series.header
+        names = [header.series, header.study, f"{header.patient} {header.number}" * bool(header.number), header.patient]
+        return [words for words in (split_words(_word(name)) for name in names) if words]
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
         ValueError: if no name has the word that the options ask for.
     """
     aside: list[tuple[str, str]] = []
-    items, cases = inventory(src, exclude, options, aside)
+    items, cases = inventory(src, exclude, options, aside, progress)
     items = _look_at_all(items, progress)
     images, labels = _sort_out(items, aside)
     images = _chosen(images, options.image, "--image", "image", aside)
@@ -76,8 +92,15 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
     pairs, notes = _pair(images, labels, aside)
     labelled = []
     for image, title in zip(images, _titles(src, images, [case.name for case in cases])):
-        case = Case(title, image.path, expected_label=image.path.with_name(_expected(image)))
+        expected = image.path.with_name(_expected(image))
+        case = Case(title, image.path, expected_label=expected, series=image.series)
         labelled.append(Labelled(case, _choose_labels(image, pairs[image.relative], aside)))
+    labelled += [
+        Labelled(replace(case, label=None), [(case.label, "", look_at(case.label))])
+        for case in cases
+        if case.label is not None
+    ]
+    cases = [case for case in cases if case.label is None]
     cases += [item.case for item in labelled if not item.labels]
     numbered, names = number_structures([item for item in labelled if item.labels], notes)
     return Found(sorted(cases + numbered, key=lambda c: natural_key(c.name)), names, notes, "plain folder", aside)
@@ -85,7 +108,7 @@ def find_plain_cases(src: Path, exclude: Path | None, options: Options, progress
 
 def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str]:
     """A name for each case, unlike all others also where letter case does not count."""
-    titles = [case_title(i.relative) or case_title(Path(src.resolve().name)) for i in images]
+    titles = [_medium_title(src, i) or case_title(i.relative) or case_title(Path(src.resolve().name)) for i in images]
     often = Counter(title.lower() for title in [*titles, *taken])
     whole = [re.sub(r"[^\w.-]+", "_", "_".join([*i.relative.parts[:-1], file_stem(i.relative)])) for i in images]
     titles = [title if often[title.lower()] == 1 else long or title for title, long in zip(titles, whole)]
@@ -97,6 +120,14 @@ def _titles(src: Path, images: Sequence[Item], taken: Sequence[str]) -> list[str
     return titles
 
 
+def _medium_title(src: Path, item: Item) -> str:
+    """Patient, number and description of a series whose folders are numbered as on a medium, ``PA000/ST000/SE001``."""
+    folders = item.path.relative_to(src).parts
+    if item.series is None or not folders or not all(map(MEDIUM_FOLDER.fullmatch, folders)):
+        return ""
+    return "_".join(word for word in (_word(item.series.header.patient), item.series.title) if word)
+
+
 def holds_scans(src: Path) -> bool:
     """Whether there is anything below a folder that is no label by its name."""
     items, cases = inventory(src, None, Options(), [])
@@ -104,11 +135,12 @@ def holds_scans(src: Path) -> bool:
 
 
 def inventory(
-    src: Path, exclude: Path | None, options: Options, aside: list[tuple[str, str]]
+    src: Path, exclude: Path | None, options: Options, aside: list[tuple[str, str]], progress: bool = False
 ) -> tuple[list[Item], list[Case]]:
     """Everything in a folder that may be a scan or a label, besides the cases of FreeSurfer's folders."""
     items: list[Item] = []
     cases: list[Case] = []
+    dicom: list[Path] = []
     for folder in sorted([src, *(p for p in src.rglob("*") if p.is_dir())], key=natural_key):
         parts = folder.relative_to(src).parts
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -120,18 +152,55 @@ def inventory(
             cases.append(subject)
             continue
         rest = [p for p in folder.iterdir() if p.is_file() and p not in scans and not p.name.startswith(".")]
-        if any(is_dicom(p) for p in rest):
-            relative = folder.relative_to(src)
-            items.append(Item(folder, relative, read_name(relative)))
-            rest = []  # what else lies in it is said when it is read
-        aside += [(str(p.relative_to(src)), why_not_read(p)) for p in sorted(rest, key=natural_key) if not _is_text(p)]
+        dicom += dicom_files(folder)
+        rest = [p for p in rest if not (is_dicom(p) or _is_text(p))]
+        aside += [(str(p.relative_to(src)), why_not_read(p)) for p in sorted(rest, key=natural_key)]
         items += [Item(p, p.relative_to(src), read_name(p.relative_to(src))) for p in scans]
-    return items, cases
+    return items + dicom_items(src, dicom, aside, progress), cases
+
+
+def dicom_items(src: Path, files: Sequence[Path], aside: list[tuple[str, str]], progress: bool = False) -> list[Item]:
+    """The series and labels in DICOM files; without pydicom their folders, which are named when they are read."""
+    if not HAS_PYDICOM:
+        folders = sorted({path.parent for path in files}, key=natural_key)
+        return [Item(folder, folder.relative_to(src), read_name(folder.relative_to(src))) for folder in folders]
+    found = find_series(files, progress and bool(files))
+    aside += [(str(path.relative_to(src)), reason) for path, reason in found.aside]
+    items: list[Item] = []
+    fellows: dict[Path, list[Series]] = defaultdict(list)
+    for series in found.series:
+        fellows[series.folder].append(series)
+    for folder, inside in fellows.items():
+        relative = folder.relative_to(src)
+        if len(inside) == 1:
+            items.append(Item(folder, relative, read_name(relative), series=inside[0]))
+            continue
+        patients = len({series.header.patient for series in inside}) > 1 or not relative.parts
+        titles = [
+            "_".join(word for word in (_word(series.header.patient) * patients, series.title) if word)
+            for series in inside
+        ]
+        for number, (series, title) in enumerate(zip(inside, titles), 1):
+            title = title if title and titles.count(title) == 1 else f"{title or 'series'}_{number}"
+            items.append(Item(folder, relative / title, read_name(relative / title), series=series))
+    for header in found.labels:
+        relative = header.path.relative_to(src)
+        name = replace(read_name(relative.with_suffix("")), says="label")
+        items.append(Item(header.path, relative, name, header=header))
+    return items
+
+
+def _word(text: str) -> str:
+    """A text as a part of a file name."""
+    return re.sub(r"[^\w-]+", "_", text).strip("_")
 
 
 def _is_text(path: Path) -> bool:
     """Whether a file is part of a volume or a list beside the scans, of which nobody expects a scan."""
-    return is_companion(path) or path.suffix.lower() in (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec")
+    if path.name.upper() == "DICOMDIR":
+        return True
+    suffixes = (".json", ".txt", ".md", ".csv", ".tsv", ".bval", ".bvec", *TABLE_SUFFIXES)
+    return is_companion(path) or path.suffix.lower() in suffixes
 
 
 def _freesurfer(
@@ -159,12 +228,11 @@ def _preferred(by_stem: dict[str, Path], order: Sequence[str], wanted: str | Non
 
 
 def _look_at_all(items: Sequence[Item], progress: bool) -> list[Item]:
-    """Look at every file, several at a time. DICOM folders matter only where a label may be compared to them."""
-    only_dicom = all(item.path.is_dir() for item in items)
+    """Look at every file, several at a time."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        looks = pool.map(lambda item: Look() if only_dicom else look_at(item.path), items)
+        looks = pool.map(lambda item: look_at(item.path, item.series), items)
         looks = tqdm(looks, "look", len(items), unit="file", disable=not progress, file=sys.stderr)
-        return [Item(item.path, item.relative, item.name, look) for item, look in zip(items, looks)]
+        return [replace(item, look=look) for item, look in zip(items, looks)]
 
 
 def _sort_out(items: Sequence[Item], aside: list[tuple[str, str]]) -> tuple[list[Item], list[Item]]:
@@ -177,6 +245,8 @@ def _sort_out(items: Sequence[Item], aside: list[tuple[str, str]]) -> tuple[list
                 aside.append((text, "DICOM among labels is not read; save the label as NIfTI"))
             else:
                 images.append(item)
+        elif item.header is not None:
+            labels.append(item)
         elif COMPUTED_WORDS & set(item.name.words) and kind != "label":
             aside.append((text, "named as computed from a scan; rename it if it is a scan, or save a label map"))
         elif says == "label" and kind == "image":
@@ -237,6 +307,8 @@ def _pair(
         found = _images_of(label, images, labels, *recurring)
         for image in found:
             structure = structure_name(label.name, image.name)
+            if label.header is not None:  # whose file names mean nothing
+                structure = "_".join(sorted(segment.name for segment in label.look.segments))
             pairs[image.relative].append(Pair(label, structure, len(found) > 1))
         if len(found) > 1:
             shown = ", ".join(image.relative.name for image in found)
@@ -269,6 +341,9 @@ def _images_of(
     A label that is called so belongs to the image of its name whatever its grid, so that a wrong grid is said; in all
     other cases the grid must be the image's.
     """
+    drawn_on = _drawn_on(label, images)
+    if drawn_on:
+        return drawn_on
     key, named = label.name.key, label.name.says == "label"
     lying = {image.relative: label.look.same_grid(image.look) for image in images}
     near = [image for image in images if lying[image.relative] is not False]  # DICOM may be unknown
@@ -276,6 +351,9 @@ def _images_of(
     if exact:
         fitting = [image for image in exact if image in near]
         return fitting or (exact if named else [])
+    alias = [image for image in near if {key, label.name.stem} & set(image.aliases)]
+    if alias:
+        return alias
     alike = [
         image
         for image in near
@@ -289,7 +367,7 @@ def _images_of(
         size = max(len(image.name.key) for image in longer)
         return [image for image in longer if len(image.name.key) == size]
     beside = [image for image in images if image.name.place == label.name.place]
-    if named and not label.name.stem and len(beside) == 1:
+    if named and (not label.name.stem or label.header is not None) and len(beside) == 1:
         return beside
     shared = [image for image in near if key and image.name.key[: len(key)] == key]
     shared = [image for image in shared if _is_detail(image.name.key[len(key) :])]
@@ -304,6 +382,23 @@ def _images_of(
     return []
 
 
+def _drawn_on(label: Item, images: Sequence[Item]) -> list[Item]:
+    """The series that a DICOM label says it was drawn on, or else those in the same space or of the same study."""
+    if label.header is None:
+        return []
+    own = label.header
+    known = [(image, image.series.header) for image in images if image.series is not None]
+    for same in (
+        lambda header: header.series in own.references,
+        lambda header: not own.references and bool(own.space) and header.space == own.space,
+        lambda header: not own.references and bool(own.study) and header.study == own.study,
+    ):
+        found = [image for image, header in known if same(header)]
+        if found:
+            return found
+    return []
+
+
 def _is_detail(words: Sequence[str]) -> bool:
     """Whether the rest of an image's name may be a modality or a channel; a number is rather another patient."""
     return any(word.strip("0123456789") for word in words) or (len(words) == 1 and len(words[0]) == 4)
@@ -315,6 +410,8 @@ def _one_within(first: Sequence[str], second: Sequence[str]) -> bool:
 
 def _why_unpaired(label: Item, images: Sequence[Item]) -> str:
     near = [image for image in images if label.look.same_grid(image.look)]
+    if label.header is not None and label.header.references:
+        return f"a label of series {', '.join(sorted(label.header.references))}, which is not here; add that series"
     if label.name.says == "label":
         reason = "a label without an image"
         if not near:

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ...atomic import write_json
 from .cases import ARCHIVES
+from .dicom_series import Series
 from .folder import find_folder_cases
 from .load import load_case
 from .recipe import Recipe
 from .source import Case, Found, Options
 from .volume import apply_recipe, guess_body_box, guess_modality
-from .write import RECORDS, read_records, write_dataset, write_nifti
+from .write import RECORDS, read_records, write_dataset, write_nifti, write_origins
 
 VERSION = 2  # of the results: a change of the code that changes voxels raises it, and old results are made anew
 
@@ -104,9 +105,12 @@ def prepare_dataset(
     if len({record["modality"] for record in cases}) > 1:
         notes.append("CT and MR in one folder: they need different settings, so prepare each into a folder of its own")
     sources = {case.name: case for case in found.cases}
+    shared = Counter(case.image for case in found.cases)
     for record in cases:
         case = sources[record["case"]]
-        record["image"] = _below(src, case.image)
+        title = f" series {case.series.title}".rstrip() if case.series is not None and shared[case.image] > 1 else ""
+        record["image"] = _below(src, case.image) + title
+        record["dicom"] = None if case.series is None else _origin(src, case.series)
         record["label"] = None if case.label is None else _below(src, case.label)
     summary = {
         "recipe": kind,
@@ -124,6 +128,8 @@ def prepare_dataset(
     names = {**recipe.label_names, **found.label_names, **(label_names or {})}
     if cases:
         summary["label_names"] = write_dataset(dst, names)
+        origins = {record["case"]: record.pop("dicom") for record in cases}
+        write_origins(dst, src, {name: origin for name, origin in origins.items() if origin is not None})
     summary["seconds"] = round(time.perf_counter() - started, 2)
     dst.mkdir(parents=True, exist_ok=True)
     write_json(dst / "prepare_summary.json", summary)
@@ -133,6 +139,12 @@ def prepare_dataset(
 def _below(src: Path, path: Path) -> str:
     """A path relative to the source, with a slash at the end of a folder."""
     return path.relative_to(src).as_posix() + ("/" if path.is_dir() else "")
+
+
+def _origin(src: Path, series: Series) -> dict[str, Any]:
+    """Which DICOM series a case is, for those who want its result as DICOM."""
+    files = [path.relative_to(src).as_posix() for path in series.files]
+    return {"series": series.header.series, "mark": series.mark, "files": files}
 
 
 def _check_found(kind: str, src: Path, found: Found) -> None:
@@ -221,6 +233,8 @@ def _fingerprint(case: Case, recipe: Recipe, options: Options) -> str:
     for source in (case.image, *labels):
         if source is not None:
             files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
+            if source == case.image and case.series is not None:
+                files = case.series.files
             parts.append([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
     return hashlib.sha1(repr(parts).encode()).hexdigest()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .dicom_series import Series
+
 
 @dataclass(frozen=True)
 class LabelPart:
@@ -35,6 +37,7 @@ class Case:
         subset: ``"Tr"`` or ``"Ts"``, which folders the result goes to.
         label_map: value in the file to value in the result; empty keeps values.
         parts: the structures of a label that is no single label map; empty for one that is.
+        series: the DICOM series in the folder ``image``; ``None`` if it holds one alone, or no DICOM at all.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Case:
     subset: str = "Tr"
     label_map: tuple[tuple[int, int], ...] = ()
     parts: tuple[LabelPart, ...] = ()
+    series: Series | None = None
 
 
 @dataclass

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .formats import natural_key
+from ..label_table import names_beside
+from .formats import Segment, natural_key
 from .look import Look
 from .names import is_structure
 from .source import Case, LabelPart
@@ -45,12 +46,13 @@ def number_structures(
     for item in labelled:
         own: list[tuple[str, LabelPart]] = []
         for path, structure, look in item.labels:
-            if look.segments:
+            segments = look.segments or _named_values(path, look)
+            if segments:
                 own += [
                     (segment.name or f"segment {segment.value}", LabelPart(path, 0, segment.value, segment.layer))
-                    for segment in look.segments
+                    for segment in segments
                 ]
-                odd = sorted(set(look.values) - {segment.value for segment in look.segments})
+                odd = sorted(set(look.values) - {segment.value for segment in segments})
                 if odd:
                     notes.append(f"{path.name}: the label values {odd[:5]} belong to no segment and are left out")
             elif masks and is_structure(structure) and len(look.values) <= 1:
@@ -84,6 +86,14 @@ def number_structures(
     if not wanted and len({names for names in map(_structures, labelled) if names}) > 1:
         notes.append("labels have different words in their names; their values are taken as they are")
     return cases, titles
+
+
+def _named_values(path: Path, look: Look) -> tuple[Segment, ...]:
+    """The values of a label map that has a table of names, those without a name too."""
+    names = names_beside(path) if look.values else {}
+    if not any(value in names for value in look.values):
+        return ()
+    return tuple(Segment(names.get(value, f"label {value}"), value) for value in look.values)
 
 
 def _own_values(parts: Sequence[Sequence[tuple[str, LabelPart]]]) -> dict[int, str]:

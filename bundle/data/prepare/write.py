@@ -37,6 +37,14 @@ def read_records(dst: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((dst / RECORDS).glob("[!.]*.json"))]
 
 
+def write_origins(dst: Path, src: Path, origins: Mapping[str, Any]) -> None:
+    """Write ``dicom.json``: which DICOM series each case was made of; without DICOM there is no such file."""
+    if origins:
+        write_json(dst / "dicom.json", {"src": str(src.resolve()), "cases": origins})
+    else:
+        (dst / "dicom.json").unlink(missing_ok=True)
+
+
 def write_dataset(dst: Path, names: Mapping[int, str]) -> dict[str, str]:
     """Write ``dataset.json`` from the records of all finished cases.
 

@@ -123,18 +123,50 @@ def similarity(
 def similarity_factors(
     query: Tensor, vectors: Tensor, temperature: float, places: Optional[Tensor] = None, cells: Optional[Tensor] = None
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """What :func:`similarity` multiplies, ``(B, P, D + K + 1)`` and ``(B, D + K + 1, h * w)``, and subtracts.
-
-    ``|a - b|^2 = |a|^2 - 2 ab + |b|^2``, so that the places ride along in the one product.
-    """
+    """What :func:`similarity` multiplies, ``(B, P, D + E)`` and ``(B, D + E, C)``, and subtracts ``(B or 1, 1, C)``."""
     vectors, features = temperature * normalize(vectors, 2), normalize(query, 1).flatten(2)
     if places is None or cells is None:
         return vectors, features, torch.zeros_like(features[:, :1])
-    places = places.expand(vectors.shape[0], -1, -1)
-    cells = cells.expand(vectors.shape[0], -1, -1).transpose(1, 2)
-    left = torch.cat([vectors, 2 * places, -places.square().sum(dim=2, keepdim=True)], dim=2)
-    right = torch.cat([features, cells, torch.ones_like(cells[:, :1])], dim=1)
-    return left, right, cells.square().sum(dim=1, keepdim=True)
+    return add_places(vectors, features, places, cells)
+
+
+def add_places(vectors: Tensor, features: Tensor, places: Tensor, cells: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Let squared distances ride along in a product, ``|a - b|^2 = |a|^2 - 2 ab + |b|^2``.
+
+    Its terms are large and cancel: places are centered first, and taken apart so that matrix units which round what
+    they multiply (TensorFloat-32) have nothing to round.
+
+    Args:
+        vectors: left side of the product ``(B, P, D)``.
+        features: right side ``(B, D, C)``.
+        places: ``(B or 1, P, K)``.
+        cells: ``(B or 1, C, K)``.
+
+    Returns:
+        Both sides with ``E`` more columns, ``(B, P, D + E)`` and ``(B, D + E, C)``, and what is to be subtracted from
+        their product ``(B or 1, 1, C)``.
+    """
+    middle = cells.mean(dim=1, keepdim=True)
+    places = (places - middle).expand(vectors.shape[0], -1, -1)
+    cells = cells - middle
+    high, low = split_digits(2 * places)
+    norm_high, norm_low = split_digits(-places.square().sum(dim=2, keepdim=True))
+    cell_high, cell_low = split_digits(cells)
+    one = torch.ones_like(cells[..., :1])
+    left = torch.cat([vectors, high, high, low, low, norm_high, norm_low], dim=2)
+    right = torch.cat([cell_high, cell_low, cell_high, cell_low, one, one], dim=2).transpose(1, 2)
+    right = torch.cat([features, right.expand(features.shape[0], -1, -1)], dim=1)
+    return left, right, cells.square().sum(dim=2)[:, None]
+
+
+def split_digits(values: Tensor) -> Tuple[Tensor, Tensor]:
+    """Two tensors with the sum of single-precision values, the first of 11 binary digits, the second of the other 13.
+
+    TensorFloat-32 keeps 11 digits (Dekker, Numerische Mathematik 18, 1971).
+    """
+    shifted = values * 8193.0
+    high = shifted - (shifted - values)
+    return high, values - high
 
 
 def match_prototypes(similar: Tensor, valid: Tensor, reach: float = 80.0) -> Tensor:
@@ -163,19 +195,68 @@ def match_cells(
     temperature: float,
     places: Optional[Tensor] = None,
     cells: Optional[Tensor] = None,
-    cells_a_pass: int = 128,
+    side: int = 8,
+    reach: float = 20.0,
 ) -> Tensor:
-    """:func:`match_prototypes` of :func:`similarity`, a few cells at a time: the same numbers.
+    """:func:`match_prototypes` of :func:`similarity`, a square of cells at a time, where no gradient is wanted.
 
-    Where no gradient is wanted, what lies between then stays in a processor's cache, and memory does not grow with the
-    grid. Arguments as there; ``cells_a_pass`` cells at a time.
+    What lies between then stays in a processor's cache, and memory does not grow with the grid. With places, each
+    square is compared to what is near: a prototype counts if the squared distance of its place from the square exceeds
+    that of the nearest one of its class by no more than ``reach``: what lies beyond weighs ``exp(-reach)`` where it is
+    as similar, and is left out even if it is more so.
+
+    Arguments as there, and:
+        side: cells along a side of a square.
+        reach: in units of the scores, as ``places`` and ``cells`` carry their weight.
 
     Returns:
         ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
     """
-    left, right, far = similarity_factors(query, vectors, temperature, places, cells)
-    scores: List[Tensor] = []
-    for first in range(0, right.shape[2], cells_a_pass):
-        part = slice(first, first + cells_a_pass)
-        scores.append(match_prototypes(torch.bmm(left, right[:, :, part]) - far[:, :, part], valid))
-    return torch.cat(scores, dim=2)
+    left, right, away = similarity_factors(query, vectors, temperature, places, cells)
+    batch, height, width = query.shape[0], query.shape[2], query.shape[3]
+    numbers = torch.arange(height * width, device=left.device).reshape(height, width)
+    squares: List[Tensor] = []
+    for top in range(0, height, side):
+        for first in range(0, width, side):
+            squares.append(numbers[top : top + side, first : first + side].flatten())
+    order = torch.cat(squares)
+    sizes = [len(square) for square in squares]
+    scores = torch.zeros([batch, valid.shape[1], height * width], dtype=left.dtype, device=left.device)
+    for index in range(batch):
+        speaking = valid[index].any(dim=0).nonzero()[:, 0]
+        if len(speaking) == 0:
+            continue
+        mine, spoken = left[index].index_select(0, speaking), valid[index].index_select(1, speaking)
+        near = torch.ones([len(squares), len(speaking)], dtype=torch.bool, device=left.device)
+        if places is not None and cells is not None:
+            own_cells, own_places = cells[min(index, len(cells) - 1)], places[min(index, len(places) - 1), speaking]
+            low = torch.stack([own_cells[square].amin(dim=0) for square in squares])[:, None]
+            high = torch.stack([own_cells[square].amax(dim=0) for square in squares])[:, None]
+            gap = ((own_places - high).clamp(min=0) + (low - own_places).clamp(min=0)).square().sum(dim=2)
+            near = near_prototypes(gap, spoken, reach)
+        known, shares = spoken.any(dim=1), spoken.to(left.dtype)
+        found: List[Tensor] = []
+        for number, part in enumerate(right[index].index_select(1, order).split(sizes, dim=1)):
+            rows = near[number].nonzero()[:, 0]
+            similar = (mine.index_select(0, rows) @ part)[None]
+            found.append(match_prototypes(similar, shares.index_select(1, rows)[None])[0])
+        found_scores = torch.cat(found, dim=1) - known[:, None] * away[min(index, len(away) - 1)].index_select(1, order)
+        scores[index].index_copy_(1, order, found_scores)
+    return scores
+
+
+def near_prototypes(gap: Tensor, spoken: Tensor, reach: float) -> Tensor:
+    """Which prototypes count in each square of cells, see :func:`match_cells`.
+
+    Args:
+        gap: squared distances of squares and prototypes ``(S, P)``.
+        spoken: which class a prototype speaks for ``(N, P)``.
+        reach: see there.
+
+    Returns:
+        Boolean ``(S, P)``.
+    """
+    owner = spoken.to(torch.uint8).max(dim=0)[1].expand(len(gap), -1)
+    nearest = torch.full([len(gap), spoken.shape[0]], float("inf"), dtype=gap.dtype, device=gap.device)
+    nearest = nearest.scatter_reduce(1, owner, gap, "amin")
+    return gap <= (nearest + reach).gather(1, owner)

@@ -19,6 +19,7 @@ from ..blocks.prototypes import (
     resize_mask,
     similarity,
 )
+from ..precision import in_single_precision
 
 GATES = ("official", "matched", "off")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +57,8 @@ class ALPNet(nn.Module):
             matching is always in single precision.
         upsample_training: bring the logits to the image's size in training mode too; otherwise they stay on the
             feature grid, where :class:`EpisodeLoss` compares them to each class's share of a cell.
+        channels_last: encode images in the order of memory that convolutions with channels-last weights are fastest
+            in; ``False`` leaves it to the weights and the images.
 
     Reference: Ouyang et al., IEEE TMI 41(7), 2022, https://doi.org/10.1109/TMI.2022.3150682.
     """
@@ -75,6 +78,7 @@ class ALPNet(nn.Module):
         align: bool = False,
         precision: str = "float32",
         upsample_training: bool = True,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         if foreground_gate not in GATES:
@@ -98,6 +102,7 @@ class ALPNet(nn.Module):
         self.depth_weight = depth_weight
         self.align = align
         self.upsample_training = upsample_training
+        self.channels_last = channels_last
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
         self.precision = precision
@@ -163,7 +168,8 @@ class ALPNet(nn.Module):
         """Features of images: ``(B, C, H, W) -> (B, D, h, w)``."""
         if images.shape[1] == 1 and self.in_channels > 1:
             images = images.expand(-1, self.in_channels, -1, -1)
-        images = images.contiguous(memory_format=torch.channels_last)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if torch.jit.is_scripting():
             return self.encoder(images)
         return self._encode_at_precision(images)
@@ -214,6 +220,32 @@ class ALPNet(nn.Module):
         Returns:
             Scores ``(B, 1 + way, h, w)``, channel 0 the background.
         """
+        if torch.jit.is_scripting():
+            return self._match(query, support, foreground, background, places, depths)
+        return self._match_in_single_precision(query, support, foreground, background, places, depths)
+
+    @torch.jit.unused
+    @in_single_precision
+    def _match_in_single_precision(
+        self,
+        query: Tensor,
+        support: Tensor,
+        foreground: Tensor,
+        background: Tensor,
+        places: Optional[Tensor],
+        depths: Optional[Tensor],
+    ) -> Tensor:
+        return self._match(query, support, foreground, background, places, depths)
+
+    def _match(
+        self,
+        query: Tensor,
+        support: Tensor,
+        foreground: Tensor,
+        background: Tensor,
+        places: Optional[Tensor],
+        depths: Optional[Tensor],
+    ) -> Tensor:
         batch, images, depth, height, width = support.shape
         ways = foreground.shape[1] // images
         window = self.training_window if self.training else self.testing_window
@@ -253,7 +285,10 @@ class ALPNet(nn.Module):
                 deep = math.sqrt(self.depth_weight)
                 spots = torch.cat([spots, deep * torch.cat(far, dim=1)[..., None]], dim=2)
                 cells = torch.cat([cells, deep * places[:, 2].flatten(1)[..., None]], dim=2)
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or query.is_cuda:
+        whole = torch.is_grad_enabled() or torch.jit.is_tracing() or query.is_cuda
+        if not torch.jit.is_scripting():  # graphs of torch.export have no sizes that depend on values
+            whole = whole or torch.compiler.is_compiling()
+        if whole:
             scores = match_prototypes(similarity(query, prototypes, self.temperature, spots, cells), valid)
         else:
             scores = match_cells(query, prototypes, valid, self.temperature, spots, cells)

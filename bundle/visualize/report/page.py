@@ -18,6 +18,14 @@ from .runs import Run, mean_sd
 from .viewer import case_pictures, find_file
 
 HERE = Path(__file__).parent
+# what CaseQuality writes of each label: key, head of the column, format
+MEASURED = (
+    ("volume_ml", "mL", ".4g"),
+    ("extent_mm", "extent mm", ".0f"),  # from left to right, front to back and feet to head
+    ("mean_intensity", "mean intensity", ".4g"),
+    ("confidence", "confidence %", ".0f"),
+    ("reverse_dice", "reverse Dice", ".2f"),
+)
 CONVENTION = "Radiological view: R marks the patient's right, on the left of each picture."
 
 
@@ -242,21 +250,38 @@ def viewer(name: str, run: Run, case: str, shown: Mapping[str, Any], identifier:
 
 
 def quality_line(found: Mapping[str, Any]) -> str:
-    """Similarity of the support, reverse Dice and confidence of each label, if a run wrote them."""
+    """Similarity of the support, and a table of what is measured of each label, if a run wrote them."""
     parts = []
     if isinstance(found.get("warning"), str):
         parts.append(f"<strong>{escape(found['warning'][:1].upper() + found['warning'][1:])}</strong>")
     if isinstance(found.get("support_similarity"), (int, float)):
         parts.append(f"Support–query similarity {found['support_similarity']:.2f} (-1 to 1, higher is closer)")
-    reverse_dice = found.get("reverse_dice")
-    if isinstance(reverse_dice, Mapping) and reverse_dice:
-        each = [f"{escape(str(name))} {float(number):.2f}" for name, number in reverse_dice.items()]
-        parts.append(f"Reverse Dice (0 to 1): {'; '.join(each)}")
-    sure = found.get("confidence")
-    if isinstance(sure, Mapping) and sure:
-        each = [f"{escape(str(k))} {'not found' if v is None else format(float(v), '.0f')}" for k, v in sure.items()]
-        parts.append(f"Confidence %: {'; '.join(each)}")
-    return f'<p class="soft quality">{". ".join(parts)}</p>' if parts else ""
+    line = f'<p class="soft quality">{". ".join(parts)}</p>' if parts else ""
+    return line + measurements_table(found)
+
+
+def measurements_table(found: Mapping[str, Any]) -> str:
+    """A row for each label with what is measured of it; columns of which nothing is known are left out."""
+    known = {key: found[key] for key, _, _ in MEASURED if isinstance(found.get(key), Mapping) and found[key]}
+    shown = [(key, head, form) for key, head, form in MEASURED if key in known]
+    if not shown:
+        return ""
+    rows = "".join(
+        f"<tr><th>{escape(str(name))}</th>"
+        + "".join(f"<td>{_cell(known[key].get(name), form)}</td>" for key, _, form in shown)
+        + "</tr>"
+        for name in dict.fromkeys(name for values in known.values() for name in values)
+    )
+    heads = "".join(f"<th>{head}</th>" for _, head, _ in shown)
+    table = f"<thead><tr><th>label</th>{heads}</tr></thead><tbody>{rows}</tbody>"
+    note = "Extent from left to right, front to back and feet to head. Reverse Dice: 0 to 1, higher is surer."
+    return f'<div class="wide"><table class="measured" title="{note}">{table}</table></div>'
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return "–"
+    return " × ".join(format(float(part), form) for part in (value if isinstance(value, list) else [value]))
 
 
 def heat_legend(scale: HeatScale, name: str) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
-from .location import describe_slices
 
 
 class EncodedSupport:
@@ -30,6 +29,7 @@ class EncodedSupport:
         slices: numbers of the annotated slices ``(A,)``; the others are no background.
         answering: numbers of the slices that answer queries: the annotated ones and those that were completed.
         extents: numbers of the slices that show each label, whether they are used as annotated or not.
+        heights_mm: longest stretch of annotated slices that show each label, without a gap, in mm.
         descriptor: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
         widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
         labelled: whether somebody labelled it; ``False`` where a prediction stands for labels.
@@ -58,6 +58,7 @@ class EncodedSupport:
         self.shows = shows
         self.slices = self.answering = torch.tensor(list(slices))
         self.extents = [shown.nonzero()[:, 0].tolist() for shown in shows.unbind(dim=1)]
+        self.heights_mm = [longest_stretch(extent, self.slices.tolist()) * spacing_mm for extent in self.extents]
         self.descriptor = descriptor
         self.widths = widths
         self.labelled = labelled
@@ -65,7 +66,7 @@ class EncodedSupport:
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
-    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor_cells: int, batch_size: int) -> EncodedSupport:
+    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor: Tensor, batch_size: int) -> EncodedSupport:
         """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
         label, values = scan.label.movedim(-1, 0), scan.values
         shares, shown, widths = [], [], []
@@ -76,16 +77,17 @@ class EncodedSupport:
             shares.append(F.interpolate(masks.float(), size=features.shape[-2:], mode="bilinear", align_corners=False))
             shown.append(masks[:, 1:].flatten(2).any(dim=2))
         background, foreground = torch.cat(shares).split([1, len(values)], dim=1)
+        annotated = set(values if scan.annotated is None else scan.annotated)
         encoded = cls(
             features,
             scan.spacing_mm,
             values,
-            scan.annotates,
+            annotated.__contains__,
             foreground,
             background[:, 0],
             torch.cat(shown),
             scan.annotated_slices,
-            describe_slices(features, descriptor_cells),
+            descriptor,
             torch.cat(widths),
         )
         encoded.modality = scan.modality
@@ -96,12 +98,18 @@ class EncodedSupport:
         cls, features: Tensor, spacing_mm: float, values: Sequence[int], scores: Tensor
     ) -> EncodedSupport:
         """Take what was predicted ``(D, 1 + n, h, w)`` for ``n`` values as a scan's labels."""
-        predicted = F.one_hot(scores.argmax(dim=1), 1 + len(values)).movedim(-1, 1).to(features.dtype)
+        predicted = F.one_hot(scores.max(dim=1).indices, 1 + len(values)).movedim(-1, 1).to(features.dtype)
         foreground = predicted[:, 1:]
         shows = foreground.flatten(2).any(dim=2)
         every = range(len(features))
         background = predicted[:, 0]
         return cls(features, spacing_mm, values, lambda _: True, foreground, background, shows, every, labelled=False)
+
+    def summary(self) -> SupportSummary:
+        """What tells how near it is to a query."""
+        if self.descriptor is None:
+            raise RuntimeError("this scan has no descriptor")
+        return SupportSummary(self.values, self.descriptor.clone(), self.spacing_mm)
 
     def wanted(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``foreground`` ``(Ds, n, h, w)`` and ``shows`` ``(Ds, n)`` of some values; nothing where one is not here."""
@@ -130,9 +138,8 @@ class EncodedSupport:
         return float(widths[widths > 0].median()) if bool((widths > 0).any()) else 0.0
 
     def height_mm(self, value: int) -> float:
-        """Distance from the first to the last slice that shows a label, both included, in mm; 0 where none does."""
-        shown = self.extent(value) if value in self.values else []
-        return (shown[-1] - shown[0] + 1) * self.spacing_mm if shown else 0.0
+        """Height of a label's tallest part along the slices in mm; 0 where none shows it."""
+        return self.heights_mm[self.values.index(value)] if value in self.values else 0.0
 
     def volume(self, value: int, length_mm: float) -> float:
         """Largest volume of a label that a stack of slices can show, as share of the frame times mm; 0 for none.
@@ -150,17 +157,23 @@ class EncodedSupport:
     def only(self, value: int, slices: Sequence[int]) -> EncodedSupport:
         """The same scan with one label against all else, annotated on some of the slices."""
         view = copy.copy(self)
+        view._views = {}
         row = self.values.index(value)
-        view.values, view.extents = [value], [self.extents[row]]
+        view.values, view.extents, view.heights_mm = [value], [self.extents[row]], [self.heights_mm[row]]
         view.slices = view.answering = torch.tensor(sorted(set(slices)))
         view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
         view.background = 1 - view.foreground[:, 0]
         view.widths = self.widths[:, row : row + 1] if self.widths is not None else None
         return view
 
+    def as_annotated(self, value: int, num_chunks: int) -> EncodedSupport:
+        """The scan with one label, on the middle slice of each chunk of its extent alone."""
+        return self.only(value, support_slices(self.extent(value), num_chunks))
+
     def completed(self, todo: Tensor, foreground: Tensor, background: Tensor) -> EncodedSupport:
         """The same scan with labels ``(T, V, h, w)``, ``(T, h, w)`` in ``todo``, slices that then answer too."""
         completed = copy.copy(self)
+        completed._views = {}
         completed.foreground, completed.background = self.foreground.clone(), self.background.clone()
         completed.shows = self.shows.clone()
         completed.foreground[todo], completed.background[todo] = foreground, background
@@ -183,12 +196,40 @@ class EncodedSupport:
         key = (value, num_chunks)
         if key not in self._views:
             if self.labelled:
-                view = complete(self.only(value, support_slices(self.extent(value), num_chunks)))
+                view = complete(self.as_annotated(value, num_chunks))
             else:
                 view = self.only(value, self.answering.tolist())
                 view.background = self.background + self.foreground.sum(dim=1) - view.foreground[:, 0]
             self._views[key] = view
         return self._views[key]
+
+
+class SupportSummary(NamedTuple):
+    """Small enough to be kept of every support scan.
+
+    Attributes:
+        values: the label values that occur.
+        descriptor: ``(Ds, F)``, see :func:`describe_slices`.
+        spacing_mm: distance of the slices.
+    """
+
+    values: list[int]
+    descriptor: Tensor
+    spacing_mm: float
+
+
+def longest_stretch(shown: Sequence[int], annotated: Sequence[int]) -> int:
+    """Slices from the first to the last, both included, of the longest stretch that shows a label.
+
+    Args:
+        shown: numbers of the slices that show it.
+        annotated: numbers of the annotated slices, ascending; one of them without the label ends a stretch.
+    """
+    longest, first = 0, None
+    for index in annotated:
+        first = (index if first is None else first) if index in shown else None
+        longest = longest if first is None else max(longest, index - first + 1)
+    return longest
 
 
 def label_widths(masks: Tensor) -> Tensor:
@@ -227,9 +268,14 @@ class EncodedQuery:
             self._known[turn] = self.encode(self.volume.rot90(turn, (2, 3)) if turn else self.volume)
         return self._known[turn]
 
-    def part(self, turn: int, step: int) -> EncodedQuery:
-        """Every ``step``-th slice, turned, as a query itself."""
-        return EncodedQuery(self.volume[::step].rot90(turn, (2, 3)), self.spacing_mm * step, self.encode)
+    def part(self, turn: int, step: int, mirrored: int | None = None) -> EncodedQuery:
+        """Every ``step``-th slice as a query itself, reflected along an axis of the plane (0 or 1) and turned."""
+        part = self.volume[::step] if mirrored is None else self.volume[::step].flip(2 + mirrored)
+        return EncodedQuery(part.rot90(turn, (2, 3)), self.spacing_mm * step, self.encode)
+
+    def mirrored(self, axis: int) -> EncodedQuery:
+        """The query reflected along an axis of the plane, 0 or 1."""
+        return EncodedQuery(self.volume.flip(2 + axis), self.spacing_mm, self.encode)
 
 
 def turn_back(scores: Tensor, turn: int) -> Tensor:
@@ -254,3 +300,19 @@ class Registration(NamedTuple):
     similarity: float
     positions: Tensor
     turn: int = 0
+
+
+class ExtentMatch(NamedTuple):
+    """What was matched within known extents.
+
+    Attributes:
+        scores: foreground less background ``(D, n, h, w)``.
+        possible: where an extent is given ``(D, n)``.
+        answering: each labelled scan, its slices ``(D, n * K)`` that answer, and the query's turn.
+        by_place: for each label the share of the labelled scans by which it is found by its place ``(n,)``.
+    """
+
+    scores: Tensor
+    possible: Tensor
+    answering: list[tuple[EncodedSupport, Tensor, int]]
+    by_place: Tensor

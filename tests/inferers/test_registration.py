@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.inferers.location import (
-    CellRegistration,
-    InPlaneOrientation,
+from bundle.inferers.cell_registration import CellRegistration, registered_similarities
+from bundle.inferers.orientation import InPlaneOrientation
+from bundle.inferers.slice_registration import (
     _similarity_in_overlap,
     align_scans,
     describe_slices,
     invert_slice_map,
     nearest_slices,
-    registered_similarity,
 )
 
 
@@ -224,12 +223,12 @@ def test_located_similarity_by_hand():
     rows, columns = torch.meshgrid(grid, grid, indexing="ij")
     depths = torch.arange(6.0)[:, None, None].expand(6, 32, 32) * 0.7
     coordinates = torch.stack([rows.expand(6, 32, 32), columns.expand(6, 32, 32), depths], dim=1)
-    assert registered_similarity(support, support, coordinates, 7.0) == pytest.approx(1.0, abs=1e-4)
-    assert registered_similarity(-support, support, coordinates, 7.0) == pytest.approx(-1.0, abs=1e-4)
+    assert registered_similarities(support, support, coordinates[None], 7.0)[0] == pytest.approx(1.0, abs=1e-4)
+    assert registered_similarities(-support, support, coordinates[None], 7.0)[0] == pytest.approx(-1.0, abs=1e-4)
     up = coordinates + torch.tensor([0.0, 0.0, 0.7])[:, None, None]  # the last slice lies beyond the support
     cosine = torch.nn.functional.cosine_similarity(support[:5], support[1:], dim=1).mean()
-    assert registered_similarity(support, support, up, 7.0) == pytest.approx(float(cosine), abs=1e-4)
-    assert registered_similarity(support, support, coordinates + 99, 7.0) == -1.0
+    assert registered_similarities(support, support, up[None], 7.0)[0] == pytest.approx(float(cosine), abs=1e-4)
+    assert registered_similarities(support, support, coordinates[None] + 99, 7.0)[0] == -1.0
 
 
 @pytest.mark.parametrize(("slope", "start"), [(1.0, 0.0), (0.5, 3.0), (-1.25, 9.0)])

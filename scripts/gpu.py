@@ -1,0 +1,411 @@
+"""Check and measure the bundle on a GPU in one unattended run of at most eight minutes, or get everything ready for it.
+
+    python -m scripts.gpu pack --dataset_dir DIR     here: .gpu/ gets the data set and the wheels that are missing there
+    ./scripts/gpu.sh OUT                             there: all parts, OUT/gpu.md and OUT/results.json
+
+The machine needs PyTorch with CUDA, scikit-image, scipy, matplotlib, tensorboard, tqdm and pytest, and no network. Send
+it the working tree with ``.gpu/``, which git ignores: 47 MiB with the 20 scans of CHAOS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bundle import __version__
+from bundle.atomic import write_json, write_text
+from bundle.data import SupportScan, load_support, resolve_support
+from bundle.networks import load_weights
+
+from .benchmark import accuracy
+from .literal import segment_volume
+from .speed import (
+    RESNET,
+    ROOT,
+    Row,
+    clock,
+    device_name,
+    in_turns,
+    inference_rows,
+    matmul_peak,
+    peak_memory,
+    read,
+    scaling_rows,
+    training_rows,
+)
+
+WHEELS = ("monai", "nibabel", "pytorch-ignite", "fire", "termcolor")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+class Place:
+    """Where and with what the parts are measured.
+
+    Args:
+        dataset_dir: folder of the data set, every image labelled.
+        work_dir: folder of caches and trainings.
+        device: where.
+        weights: of the inference.
+        batch_size: episodes a step.
+        steps: steps a round.
+        rounds: turns of the bundle and the literal loop.
+        slices: slices of the long scan.
+        labels: its labels.
+        num_folds: folds of the data set, of which the first is trained.
+        overrides: further ids of the configs.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str,
+        work_dir: str,
+        device: str = "cuda:0",
+        weights: str = "models/model.pt",
+        batch_size: int = 16,
+        steps: int = 8,
+        rounds: int = 2,
+        slices: int = 444,
+        labels: int = 13,
+        num_folds: int = 5,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        self.dataset_dir = str(dataset_dir)
+        self.work_dir = Path(work_dir)
+        self.device = device
+        self.weights = ROOT / weights
+        self.batch_size = batch_size
+        self.steps = steps
+        self.rounds = rounds
+        self.slices = slices
+        self.labels = labels
+        self.num_folds = num_folds
+        self.overrides = dict(overrides or {})
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Ids of every training."""
+        cache = str(self.work_dir / "cache")
+        return {"dataset_dir": self.dataset_dir, "cache_dir": cache, "device": self.device, **self.overrides}
+
+    @property
+    def inference_overrides(self) -> dict[str, Any]:
+        """The overrides that a segmentation has."""
+        known = json.loads((ROOT / "configs" / "inference.json").read_text())
+        return {key: value for key, value in self.overrides.items() if key.partition("#")[0] in known}
+
+    def inference(self, device: str, settings: dict[str, Any]) -> tuple[Any, Any, SupportScan, Any]:
+        """Inferer, network, support scan and query of the data set."""
+        chosen = {**self.inference_overrides, **settings}
+        parser = read(["inference"], {"dataset_dir": self.dataset_dir, "device": device, **chosen})
+        network = load_weights(parser.get_parsed_content("network"), self.weights).eval()
+        preprocessing = parser.get_parsed_content("support_preprocessing")
+        entry = resolve_support(parser.get_parsed_content("support"), self.dataset_dir)[0]
+        query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
+        return parser.get_parsed_content("inferer"), network, load_support(entry, preprocessing, None), query
+
+
+def tests(place: Place) -> list[Row]:
+    """The tests that need a GPU."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "ignore",
+        "-m",
+        "gpu",
+        "tests/cuda",
+        "tests/data/test_bank.py",
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, flush=True)
+    last = done.stdout.strip().splitlines()[-1]
+    passed = re.search(r"(\d+) passed", last)
+    return [Row("tests marked gpu", float(passed[1]) if passed else 0.0, None, "passed", last)]
+
+
+def agreement(place: Place) -> list[Row]:
+    """Same weights, same scan: how many voxels get the same label on the device as on the CPU."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        maps = []
+        for device in ("cpu", place.device):
+            inferer, network, support, query = place.inference(device, {"precision": precision})
+            inferer.set_support([support])
+            maps.append(inferer(query[None], network)[0].as_subclass(torch.Tensor).argmax(dim=0).cpu())
+        shown = (maps[0] > 0) | (maps[1] > 0)
+        same = maps[0] == maps[1]
+        note = f"{100 * float(same[shown].float().mean()):.3f}% of those that one of both labels"
+        rows.append(
+            Row(f"voxels labelled as on the CPU, {precision}", 100 * float(same.float().mean()), None, "%", note)
+        )
+    return rows
+
+
+def training(place: Place, **acceleration: Any) -> list[Row]:
+    """Published one-way episodes with ResNet-101 beside the literal loop, and both recipes of the default encoder."""
+    device = torch.device(place.device)
+    peak = matmul_peak(device)
+    common = {**place.common, **acceleration}
+    rows = []
+    for name, encoder in (("ResNet-101", RESNET), ("EfficientNet-Lite0", None)):
+        if encoder is not None and "network_def#encoder" in place.overrides:
+            continue  # a dry run
+        rows += training_rows(name, encoder, common, device, place.batch_size, place.steps, place.rounds, peak)
+    how = ", ".join(acceleration)
+    return [Row(f"{row.what}{', ' * bool(how)}{how}", row.fast, row.literal, row.unit, row.note) for row in rows]
+
+
+def compiled(place: Place) -> list[Row]:
+    """The same with generated code."""
+    return training(place, compile=True)
+
+
+def graphs(place: Place) -> list[Row]:
+    """The same with CUDA graphs."""
+    return training(place, cuda_graphs=True)
+
+
+def inference(place: Place) -> list[Row]:
+    """A scan of the data set, and one of many slices and labels, beside the literal loop."""
+    device = torch.device(place.device)
+    rows = inference_rows(place.dataset_dir, str(place.weights), device, place.rounds, place.inference_overrides)
+    inferer, network, support, query = place.inference(place.device, {})
+    spacing_mm = support.spacing_mm * support.image.shape[-1] / place.slices
+    image = F.interpolate(
+        query.as_subclass(torch.Tensor)[None], size=(*query.shape[1:3], place.slices), mode="trilinear"
+    )
+    long = type(query)(image[0], affine=query.affine)
+    long.affine[2, 2] = spacing_mm
+    size = (*support.label.shape[:2], place.slices)
+    label = F.interpolate(support.label[None, None].float(), size=size)[0, 0].long()
+    parts = torch.arange(size[0])[:, None, None] * 4 // size[0]  # each label becomes several
+    label = torch.where(label > 0, 1 + ((label - 1) * 4 + parts) % place.labels, 0)
+    image = F.interpolate(support.image[None], size=size, mode="trilinear")[0]
+    many = SupportScan(image.cpu(), label.cpu(), spacing_mm, "many slices")
+
+    def run() -> None:
+        inferer.set_support([many])
+        inferer(long[None], network)
+
+    every = 20  # slices between two that the literal loop takes; it takes as long for each
+    some = SupportScan(many.image[..., ::every], many.label[..., ::every], spacing_mm * every, "fewer slices")
+    few = long.as_subclass(torch.Tensor)[..., ::every]
+
+    def literal() -> None:
+        segment_volume(network, few, some, many.values, spacing_mm * every)
+
+    (seconds,) = in_turns([run], device, 1)
+    slow = clock(literal, device) * place.slices / few.shape[-1]
+    note = f"the literal loop of every {every}th slice, times {place.slices / few.shape[-1]:.1f}"
+    rows.append(
+        Row(f"inference, {place.slices} slices, {len(many.values)} labels, the whole default", seconds, slow, "s", note)
+    )
+    rows.append(Row("peak memory of it", peak_memory(run, device), None, "MB"))
+    return rows
+
+
+def fold(place: Place) -> list[Row]:
+    """One fold trained and evaluated on the device, and evaluated by the same weights on the CPU."""
+    folder = place.work_dir / "fold"
+    settings: dict[str, Any] = {"folds": [0], "num_folds": place.num_folds}
+    started = time.perf_counter()
+    accuracy(place.dataset_dir, str(folder), overrides={**place.overrides, "device": place.device}, **settings)
+    seconds = time.perf_counter() - started
+    run = folder / "setting1" / "fold0_seed0"
+    settings |= {
+        "weights": str(run / "models" / "model_final.pt"),
+        "overrides": {**place.inference_overrides, "device": "cpu"},
+    }
+    accuracy(place.dataset_dir, str(folder / "cpu"), **settings)
+    found, expected = (
+        json.loads((path / "official" / "summary.json").read_text())["mean"]
+        for path in (run, folder / "cpu" / "setting1" / "fold0_seed0")
+    )
+    trained = json.loads((run / "run.json").read_text())["seconds"]
+    note = f"{trained:.0f} s of it training; Dice on the CPU by the same weights: {expected}"
+    return [Row("one fold, from the scans to the Dice", seconds, None, "s", note), Row("Dice of it", found, None, "%")]
+
+
+def processes(place: Place) -> list[Row]:
+    """Training by as many processes as there are GPUs."""
+    number = max(1, torch.cuda.device_count())
+    folder = str(place.work_dir / "processes")
+    return scaling_rows(place.common, folder, sorted({1, number}), place.batch_size, launched=True)
+
+
+PARTS: dict[str, tuple[Callable[..., list[Row]], int]] = {  # with the most seconds that each may take
+    "tests": (tests, 75),
+    "agreement": (agreement, 45),
+    "training": (training, 75),
+    "inference": (inference, 60),
+    "fold": (fold, 100),
+    "processes": (processes, 50),
+    "graphs": (graphs, 35),
+    "compiled": (compiled, 40),
+}
+
+
+def run(
+    output_dir: str,
+    dataset_dir: str,
+    parts: Sequence[str] = tuple(PARTS),
+    work_dir: str | None = None,
+    limit_s: float = 480.0,
+    **settings: Any,
+) -> str:
+    """Measure part by part, each in a process of its own, and write the table after each.
+
+    What an earlier call with the same folder measured is not measured again; what failed is.
+
+    Args:
+        output_dir: folder of ``gpu.md``, the table, ``results.json`` and ``log.txt``.
+        dataset_dir: folder of the data set, every image labelled.
+        parts: what to measure, out of tests, agreement, training, inference, fold, processes, graphs, compiled.
+        work_dir: folder of caches and trainings; by default one for temporary files, which a later call finds again.
+        limit_s: seconds of all parts together.
+        **settings: see :class:`Place`.
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise ValueError(f"parts must be among {sorted(PARTS)}, got {unknown}")
+    folder, started = Path(output_dir), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(work_dir or Path(tempfile.gettempdir()) / "bundle_gpu")
+    work.mkdir(parents=True, exist_ok=True)
+    place = {"dataset_dir": str(Path(dataset_dir).resolve()), "work_dir": str(work), **settings}
+    results = folder / "results.json"
+    found: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
+    for name in parts:
+        left = limit_s - (time.monotonic() - started)
+        if "rows" in found.get(name, {}):
+            continue
+        limit = min(PARTS[name][1], left)
+        if limit < 5:
+            found[name] = {"problem": "no time was left"}
+            continue
+        print(f"{name}: at most {limit:.0f} s", flush=True)
+        found[name] = _part(name, place, folder, limit)
+        write_json(results, found)
+        write_text(folder / "gpu.md", table(found, place.get("device", "cuda:0")) + "\n")
+    return table(found, place.get("device", "cuda:0"))
+
+
+def _part(name: str, place: dict[str, Any], folder: Path, limit: float) -> dict[str, Any]:
+    """Rows of a part, or what kept it from them."""
+    target = Path(place["work_dir"]) / f"{name}.json"
+    target.unlink(missing_ok=True)
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.gpu", "part", name, json.dumps(place), str(target)]
+    begun = time.monotonic()
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        print(f"== {name}", file=log, flush=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the trainings that it started
+            process.wait()
+            return {"problem": f"not finished in {limit:.0f} s"}
+    if status:
+        last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+        return {"problem": last[:300]}
+    return {"rows": json.loads(target.read_text()), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def part(name: str, place: str | dict[str, Any], target: str) -> None:
+    """Measure one part in this process and write its rows as JSON."""
+    settings = json.loads(place) if isinstance(place, str) else place
+    torch.backends.cudnn.benchmark = True  # the fastest kernels, for both sides
+    write_json(Path(target), [vars(row) for row in PARTS[name][0](Place(**settings))])
+
+
+def table(found: dict[str, Any], device: str) -> str:
+    """The results as Markdown."""
+    there = device != "cpu" and torch.cuda.is_available()
+    lines = [
+        f"{device_name(torch.device(device if there else 'cpu'))}, bundle {__version__}, torch {torch.__version__}.",
+        "",
+        "| what | bundle | literal | times faster | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in found.items():
+        lines += [str(Row(**row)) for row in result.get("rows", [])]
+        if "problem" in result:
+            lines.append(f"| {name} | not measured | | | {result['problem'].replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def pack(dataset_dir: str, folder: str = ".gpu", wheels: bool = True, python: str = "3.12") -> str:
+    """Put a data set, as 16-bit integers in one archive, and wheels into a folder that git ignores.
+
+    Args:
+        dataset_dir: folder with ``imagesTr`` and ``labelsTr``.
+        folder: where to.
+        wheels: load wheels of what a machine with PyTorch lacks, in the versions that are installed here.
+        python: version of Python there.
+
+    Raises:
+        ValueError: for a scan whose values are not whole numbers of 16 bits.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made, tarfile.open(target / "data.tar.xz", "w:xz") as archive:
+        for path in sorted(Path(dataset_dir).rglob("*")):
+            if path.name.endswith((".nii", ".nii.gz")):
+                plain = Path(made) / path.name.removesuffix(".gz")
+                save_integers(path, plain)  # one archive of all gets smaller than each file alone
+                archive.add(plain, f"data/{path.parent.relative_to(dataset_dir)}/{plain.name}")
+                plain.unlink()
+            elif path.is_file():
+                text = path.read_text(encoding="utf-8").replace(".nii.gz", ".nii")
+                (Path(made) / path.name).write_text(text, encoding="utf-8")
+                archive.add(Path(made) / path.name, f"data/{path.relative_to(dataset_dir)}")
+    if wheels:
+        names = [f"{name}=={version(name)}" for name in WHEELS]
+        options = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+        options += [part for platform in PLATFORMS for part in ("--platform", platform)]
+        command = [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(target / "wheels"), *names]
+        subprocess.run(command, check=True)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return f"{target}: {size / 2**20:.1f} MiB; send it with the working tree and run ./scripts/gpu.sh OUT there"
+
+
+def save_integers(source: Path, target: Path) -> None:
+    """Write a NIfTI file with its values as int16."""
+    image = nib.load(source)
+    values = np.asanyarray(image.dataobj)
+    if not np.array_equal(values, values.astype(np.int16)):
+        raise ValueError(f"{source}: values must be whole numbers of 16 bits to be packed")
+    header = image.header.copy()
+    header.set_data_dtype(np.int16)
+    nib.save(nib.Nifti1Image(values.astype(np.int16), image.affine, header), target)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and a non-zero status."""
+    try:
+        fire.Fire({"run": run, "part": part, "pack": pack}, name="scripts.gpu")
+    except (ValueError, TypeError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        sys.exit(f"gpu: {error}")
+
+
+if __name__ == "__main__":
+    main()

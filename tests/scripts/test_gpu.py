@@ -1,0 +1,140 @@
+"""A dry run on the CPU of what measures on a GPU, with tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts import gpu
+from scripts.gpu import PARTS, Place, pack, part, run
+from scripts.speed import Row
+
+from ..conftest import ROOT, TINY_NETWORK, save_nifti
+
+SMALL = {
+    "image_size": [64, 64],
+    "superpixel#parameters": [{"scale": 1, "sigma": 1, "min_size": 40}],
+    "superpixel#min_area_px": 16,
+    "network_def#encoder": {**TINY_NETWORK["encoder"], "freeze_norm": True},
+    "network_def#foreground_gate": "matched",
+    "pretrained": False,
+    "precision": "float32",
+}
+
+
+@pytest.fixture
+def settings(phantom_dir, tiny_weights, tmp_path):
+    """Where and with what a dry run measures."""
+    sizes = {"batch_size": 2, "steps": 1, "rounds": 1, "slices": 40, "labels": 6, "num_folds": 2}
+    place = {"dataset_dir": str(phantom_dir), "work_dir": str(tmp_path / "work"), "weights": str(tiny_weights)}
+    (tmp_path / "work").mkdir()
+    return {**place, **sizes, "device": "cpu", "overrides": SMALL}
+
+
+def rows(name, settings):
+    target = settings["work_dir"] + "/rows.json"
+    part(name, settings, target)
+    with open(target) as file:
+        return [Row(**row) for row in json.load(file)]
+
+
+@pytest.mark.slow
+def test_label_maps_of_two_devices_are_compared(settings):
+    found = rows("agreement", settings)
+    assert [row.what for row in found] == [f"voxels labelled as on the CPU, {p}" for p in ("float32", "bfloat16")]
+    assert all(row.fast == 100 for row in found)  # it is the same device
+
+
+@pytest.mark.slow
+def test_a_long_scan_is_measured_beside_the_literal_loop(settings):
+    found = rows("inference", settings)
+    assert found[0].what == "inference, one scan, what both sides do"
+    (long,) = (row for row in found if row.what.startswith("inference, 40 slices, "))
+    assert long.fast > 0
+    assert long.literal > 0
+
+
+@pytest.mark.slow
+def test_training_is_measured_with_what_is_to_make_it_faster(settings):
+    found = [row.what for row in rows("graphs", settings)]
+    assert "training, EfficientNet-Lite0, one-way episodes, cuda_graphs" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fold", "processes"])
+def test_trainings_by_the_users_commands(settings, name, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings["overrides"] = {**SMALL, "max_epochs": 1, "epoch_length": 4, "val_length": 2, "overlays": False}
+    found = rows(name, settings)
+    assert all(row.fast >= 0 for row in found)
+    assert len(found) == {"fold": 2, "processes": 1}[name]
+
+
+def test_a_part_that_failed_is_tried_again_and_one_that_is_done_is_not(tmp_path, monkeypatch):
+    asked, answers = (
+        [],
+        {"tests": {"problem": "no GPU | at all"}, "agreement": {"rows": [vars(Row("a", 1, None, "%"))]}},
+    )
+
+    def measured(name, place, folder, limit):
+        asked.append((name, limit))
+        return answers[name]
+
+    monkeypatch.setattr(gpu, "_part", measured)
+    arguments = {"parts": ["tests", "agreement"], "work_dir": str(tmp_path / "work"), "device": "cpu"}
+    table = run(str(tmp_path / "out"), str(tmp_path), **arguments)
+    assert "| tests | not measured | | | no GPU / at all |" in table
+    assert "| a | 1 % |  |  |  |" in table
+    assert (tmp_path / "out" / "gpu.md").read_text() == table + "\n"
+    answers["tests"] = {"rows": [vars(Row("b", 2, None, "passed"))]}
+    table = run(str(tmp_path / "out"), str(tmp_path), **arguments)
+    assert [name for name, _ in asked] == ["tests", "agreement", "tests"]
+    assert all(limit <= PARTS[name][1] for name, limit in asked)
+    assert "not measured" not in table
+    with pytest.raises(ValueError, match=r"parts must be among .*, got \['speed'\]"):
+        run(str(tmp_path / "out"), str(tmp_path), parts=["speed"])
+
+
+def test_all_parts_together_stay_below_eight_minutes():
+    assert sum(limit for _, limit in PARTS.values()) <= 480
+
+
+@pytest.mark.slow
+def test_the_script_goes_to_its_end_and_a_part_without_time_is_stopped(settings, tmp_path):
+    options = {key: settings[key] for key in ("device", "weights", "overrides")}
+    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    environment = {**os.environ, "DATA": settings["dataset_dir"], "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    command = [str(ROOT / "scripts" / "gpu.sh"), str(tmp_path / "out"), "--parts", "['tests','fold']", *arguments]
+    done = subprocess.run([*command, "--limit_s", "60"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert " skipped" in found["tests"]["rows"][0]["note"]
+    assert "not finished in" in found["fold"]["problem"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.md", "log.txt", "results.json"]
+
+
+def test_a_data_set_is_packed_as_it_is(tmp_path):
+    values = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.float32)
+    save_nifti(tmp_path / "data" / "imagesTr" / "a.nii.gz", values, np.diag([2.0, 2.0, 3.0, 1.0]))
+    (tmp_path / "data" / "dataset.json").write_text('{"training": [{"image": "./imagesTr/a.nii.gz"}]}')
+    assert "MiB" in pack(str(tmp_path / "data"), str(tmp_path / "packed"), wheels=False)
+    subprocess.run(["tar", "-xJf", "data.tar.xz"], cwd=tmp_path / "packed", check=True)
+    found = nib.load(tmp_path / "packed" / "data" / "imagesTr" / "a.nii")
+    assert np.array_equal(np.asarray(found.dataobj), values)
+    assert found.get_data_dtype() == np.int16
+    assert np.array_equal(found.affine, np.diag([2.0, 2.0, 3.0, 1.0]))
+    assert "a.nii.gz" not in (tmp_path / "packed" / "data" / "dataset.json").read_text()
+    save_nifti(tmp_path / "data" / "imagesTr" / "b.nii.gz", values + 0.5)
+    with pytest.raises(ValueError, match="b.nii.gz: values must be whole numbers of 16 bits to be packed"):
+        pack(str(tmp_path / "data"), str(tmp_path / "packed"), wheels=False)
+
+
+def test_a_place_names_the_ids_of_every_training():
+    place = Place("data", "work", overrides={"max_epochs": 1})
+    assert place.common == {"dataset_dir": "data", "cache_dir": "work/cache", "device": "cuda:0", "max_epochs": 1}

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bundle.memory import MemoryCheck, available_bytes
+
+GB = 10**9
+
+
+def write(root, **files):
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def system(root, free, group):
+    """A machine with so many bytes free and a process in a control group."""
+    write(root, proc__meminfo=f"MemTotal: 99 kB\nMemAvailable:   {free // 1024} kB\n")
+    write(root, proc__self__cgroup=group)
+    return root
+
+
+def test_the_smallest_of_what_machine_and_containers_leave_counts(tmp_path):
+    root = system(tmp_path, 64 * GB, "0::/slice/job\n")
+    assert available_bytes(root=root) == 64 * GB // 1024 * 1024
+    groups = root / "sys/fs/cgroup"
+    limits = {"": ("max", GB), "slice": (str(8 * GB), 5 * GB), "slice/job": (str(16 * GB), 1 * GB)}
+    for path, (limit, used) in limits.items():
+        folder = groups / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 3\ninactive_file {GB}\n")
+    assert available_bytes(root=root) == 4 * GB  # the slice's 8 - 5, and files that it would drop
+
+
+def test_the_first_version_of_control_groups_counts_too(tmp_path):
+    root = system(tmp_path, 64 * GB, "5:cpu:/x\n4:memory:/job\n")
+    folder = root / "sys/fs/cgroup/memory"  # a container sees its own group as the root
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(str(6 * GB))
+    (folder / "memory.usage_in_bytes").write_text(str(2 * GB))
+    assert available_bytes(root=root) == 4 * GB
+
+
+def test_memory_of_this_machine_is_known():
+    assert available_bytes() > 0
+
+
+CHECK = {"image_size": (256, 256), "frame_copies": 2.0, "grid_copies": 1.25, "confidence_copies": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("free", "labels", "confidence", "message"),
+    [
+        (16 * GB, 104, False, None),
+        (
+            4 * GB,
+            104,
+            False,
+            "q: 104 labels on 512 x 512 x 64 voxels need about 10.6 GB of memory, 4.0 GB are free; segment at most 34 "
+            "labels at a time, with the option labels",
+        ),
+        (16 * GB, 104, True, "with the option labels, or set save_confidence to False"),
+        (0.1 * GB, 1, False, "1 label on 512 x 512 x 64 voxels need about 0.2 GB of memory, 0.1 GB are free; cut the"),
+        (None, 104, False, None),
+    ],
+    ids=["enough", "too many labels", "confidence", "one is too much", "nothing known"],
+)
+def test_a_query_that_memory_does_not_suffice_for_is_refused(monkeypatch, free, labels, confidence, message):
+    monkeypatch.setattr("bundle.memory.available_bytes", lambda _: free)
+    check = MemoryCheck(confidence=confidence, **CHECK)
+    if message is None:
+        check("q", (512, 512, 64), 64, labels)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check("q", (512, 512, 64), 64, labels)
+
+
+def test_what_the_message_proposes_suffices(monkeypatch):
+    monkeypatch.setattr("bundle.memory.available_bytes", lambda _: 4 * GB)
+    check = MemoryCheck(**CHECK)
+    check("q", (512, 512, 64), 64, 34)
+    with pytest.raises(ValueError, match="at most 34 labels"):
+        check("q", (512, 512, 64), 64, 35)
