@@ -101,13 +101,17 @@ class Place:
     @property
     def common(self) -> dict[str, Any]:
         """Ids of every training."""
-        cache = str(self.work_dir / "cache")
-        return {"dataset_dir": self.dataset_dir, "cache_dir": cache, "device": self.device, **self.overrides}
+        places = {"dataset_dir": self.dataset_dir, "cache_dir": str(self.work_dir / "cache"), "device": self.device}
+        return {**places, **self._known_to("train")}
 
     @property
     def inference_overrides(self) -> dict[str, Any]:
         """The overrides that a segmentation has."""
-        known = json.loads((ROOT / "configs" / "inference.json").read_text())
+        return self._known_to("inference")
+
+    def _known_to(self, config: str) -> dict[str, Any]:
+        """The overrides whose ids a config has: a run refuses others."""
+        known = json.loads((ROOT / "configs" / f"{config}.json").read_text())
         return {key: value for key, value in self.overrides.items() if key.partition("#")[0] in known}
 
     def inference(self, device: str, settings: dict[str, Any]) -> tuple[Any, Any, SupportScan, Any]:
@@ -313,7 +317,7 @@ def _part(name: str, place: dict[str, Any], folder: Path, limit: float) -> dict[
     """Rows of a part, or what kept it from them."""
     target = Path(place["work_dir"]) / f"{name}.json"
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.gpu", "part", name, json.dumps(place), str(target)]
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.gpu", "part", name, repr(place), str(target)]
     begun = time.monotonic()
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         print(f"== {name}", file=log, flush=True)

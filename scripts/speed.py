@@ -395,7 +395,10 @@ def train_command(
     command += ["--config_file", str(files), *options.as_arguments(settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise RuntimeError(
+            next((line for line in lines if line.startswith("error: ")), lines[-1])
+        )  # torchrun says more
     return float(json.loads((folder / "run.json").read_text())["seconds"])
 
 

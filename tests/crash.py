@@ -30,6 +30,7 @@ import torch
 from monai.bundle import run
 
 from bundle.atomic import PARTIAL
+from bundle.data import make_datalist
 from bundle.data.phantom import write_phantom
 from bundle.data.prepare import make_recipe, prepare_dataset
 from scripts.benchmark import accuracy
@@ -57,8 +58,8 @@ def training(folder: Path, data: Path) -> None:
 
 
 def inference(folder: Path, data: Path) -> None:
-    """Segment seven scans."""
-    _segment(["inference"], folder, data)
+    """Segment seven scans by an eighth."""
+    _segment(["inference"], folder, data, support=make_datalist(data)[:1])
 
 
 def evaluation(folder: Path, data: Path) -> None:

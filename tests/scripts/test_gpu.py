@@ -107,7 +107,7 @@ def test_all_parts_together_stay_below_eight_minutes():
 
 @pytest.mark.slow
 def test_the_script_goes_to_its_end_and_a_part_without_time_is_stopped(settings, tmp_path):
-    options = {key: settings[key] for key in ("device", "weights", "overrides")}
+    options = {key: settings[key] for key in ("device", "weights", "overrides", "num_folds")}
     arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     environment = {**os.environ, "DATA": settings["dataset_dir"], "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
     command = [str(ROOT / "scripts" / "gpu.sh"), str(tmp_path / "out"), "--parts", "['tests','fold']", *arguments]
@@ -136,5 +136,5 @@ def test_a_data_set_is_packed_as_it_is(tmp_path):
 
 
 def test_a_place_names_the_ids_of_every_training():
-    place = Place("data", "work", overrides={"max_epochs": 1})
+    place = Place("data", "work", overrides={"max_epochs": 1, "overlays": False})
     assert place.common == {"dataset_dir": "data", "cache_dir": "work/cache", "device": "cuda:0", "max_epochs": 1}
