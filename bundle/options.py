@@ -19,6 +19,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.scripts import create_workflow, update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.bundle.workflows import ConfigWorkflow
+from monai.utils import optional_import
 
 from .ids import MEANINGS, SEP, optional_parts, strings, suggest, switches, walk
 
@@ -49,7 +50,7 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     program, *typed = sys.argv if arguments is None else arguments
     if not typed or typed[0] not in ("run", "run_workflow") or Path(program).parts[-3:-1] != ("monai", "bundle"):
         return
-    import fire  # reads words as MONAI's own command line does
+    fire, _ = optional_import("fire")  # which MONAI's own command line, that is running, reads its words with
 
     def collect(run_id: Any = None, init_id: Any = None, final_id: Any = None, **others: Any) -> dict[str, Any]:
         return {"run_id": run_id, "init_id": init_id, "final_id": final_id, **others}

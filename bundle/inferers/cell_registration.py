@@ -12,6 +12,8 @@ from torch import Tensor
 from ..networks.blocks.prototypes import grid_positions, normalize
 from ..networks.precision import in_single_precision
 
+LARGEST_EXPONENT = 80.0  # exp of it, and of its negative, is a number of single precision
+
 
 class CellRegistration:
     """Finds where each cell of a query lies on a support scan: a smooth displacement field of matching features.
@@ -150,9 +152,14 @@ class CellRegistration:
             # a GPU is not waited for, and compares what is nowhere on the support too
             for part in (every if query.is_cuda else every[reached]).split(likeness.slices_a_pass(len(steps))):
                 index = around[part].clamp(0, len(support) - 1)
-                alike = likeness(own[part], index)  # (b, K, P', P)
-                depth, mask = (index * slice_cm).to(query), known[part].to(query)
-                pulled = self._pull(alike, here[part], axes, moments, depth, mask) - start[part]
+                depth = (index * slice_cm).to(query)
+                if likeness.shared:
+                    alike = likeness(own[part], index)  # (b, K, P', P)
+                    pulled = self._pull(alike, here[part], axes, moments, depth, known[part].to(query))
+                else:
+                    alike = likeness.cosines(own[part], index)
+                    pulled = self._pull_by_softmax(alike, here[part], axes, moments, depth, known[part])
+                pulled = pulled - start[part]
                 moved[part] = torch.where(reached[part, None, None], pulled, moved[part])
             field = rows @ moved.reshape(shape) @ columns.T
             moved = torch.einsum("st,ltchw->lschw", slices, field).flatten(0, 1).flatten(2)
@@ -173,19 +180,33 @@ class CellRegistration:
             depth: of the support's slices ``(b, K)``.
             known: 1 for slices that there are, else 0 ``(b, K)``.
         """
-        row, column = (_nearness(here[:, axis], spots[None], self.position_weight) for axis, spots in enumerate(axes))
-        near = (row[:, :, None] * column[:, None]).flatten(1, 2)  # (b, P', P)
+        row, column = (_remoteness(here[:, axis], spots[None], self.position_weight) for axis, spots in enumerate(axes))
+        near = (row.neg().exp()[:, :, None] * column.neg().exp()[:, None]).flatten(1, 2)  # (b, P', P)
         sums = moments @ alike.mul_(near[:, None])  # (b, K, 3, P)
-        sums = sums * (known[..., None] * _nearness(here[:, 2], depth, self.depth_weight))[:, :, None]
+        sums = sums * (known[..., None] * _remoteness(here[:, 2], depth, self.depth_weight).neg().exp())[:, :, None]
         mass, rows, columns = sums.sum(dim=1).unbind(dim=1)
         heights = (sums[:, :, 0] * depth[..., None]).sum(dim=1)
         return torch.stack([rows, columns, heights], dim=1) / mass[:, None]
 
+    def _pull_by_softmax(
+        self, cosines: Tensor, here: Tensor, axes: Sequence[Tensor], moments: Tensor, depth: Tensor, known: Tensor
+    ) -> Tensor:
+        """The same of cosines ``(b, K, P', P)``, which are overwritten; ``known`` is boolean."""
+        row, column = (_remoteness(here[:, axis], spots[None], self.position_weight) for axis, spots in enumerate(axes))
+        remote = (row[:, :, None] + column[:, None]).flatten(1, 2)[:, None]  # (b, 1, P', P)
+        far = _remoteness(here[:, 2], depth, self.depth_weight).masked_fill(~known[..., None], math.inf)  # (b, K, P)
+        scores = cosines.mul_(self.temperature).sub_(remote).sub_(far[:, :, None])
+        shares = scores.flatten(1, 2).softmax(dim=1).unflatten(1, cosines.shape[1:3])
+        mass, rows, columns = (moments @ shares).unbind(dim=2)  # (b, K, P)
+        return torch.stack([rows.sum(dim=1), columns.sum(dim=1), (mass * depth[..., None]).sum(dim=1)], dim=1)
+
 
 class _Likeness:
-    """Exponentials of the cosines of all cells of two slices, on a processor kept as long as there is room.
+    """Exponentials of the cosines of all cells of two slices, kept as long as there is room.
 
     Each of the query's cells has a factor of its own, by its most similar cell in the slices that were asked for first.
+    They are shared where that pays and is exact: not on a GPU, which would have to be waited for to know what is there,
+    and not at a temperature of which single precision holds no exponentials of all cosines with one factor.
 
     Args:
         cells: unit features ``(Dq, D, P)`` of the query.
@@ -196,6 +217,7 @@ class _Likeness:
 
     def __init__(self, cells: Tensor, targets: Tensor, temperature: float, room: int = 2**26) -> None:
         self.cells, self.targets, self.temperature = cells, targets.transpose(1, 2).contiguous(), temperature
+        self.shared = not cells.is_cuda and 2 * temperature <= LARGEST_EXPONENT
         self._room = max(1, min(len(cells) * len(targets), room // cells.shape[2] ** 2))
         self._kept = self._given = cells.new_empty(0)
         self._rows: dict[tuple[int, int], int] = {}
@@ -207,6 +229,10 @@ class _Likeness:
         self._room = max(self._room, count)
         return 64 if self.cells.is_cuda else 1
 
+    def cosines(self, slices: Tensor, index: Tensor) -> Tensor:
+        """Cosines of ``b`` slices of the query and ``K`` of the support each: ``(b, K, P', P)``."""
+        return self.targets[index] @ self.cells[slices][:, None]
+
     def __call__(self, slices: Tensor, index: Tensor) -> Tensor:
         """What belongs to ``b`` slices of the query and ``K`` of the support each: ``(b, K, P', P)``.
 
@@ -216,10 +242,6 @@ class _Likeness:
             slices: ``(b,)``.
             index: ``(b, K)``.
         """
-        if self.cells.is_cuda:  # computed anew: to know what is there, the device would have to be waited for
-            products = self.targets[index] @ self.cells[slices][:, None]
-            products -= products.amax(dim=(1, 2), keepdim=True)
-            return products.mul_(self.temperature).clamp_(min=-80).exp_()
         pairs = [(i, j) for i, row in zip(slices.tolist(), index.tolist()) for j in row]
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]
         if len(self._rows) + len(missing) > self._room:
@@ -247,7 +269,9 @@ class _Likeness:
             new = torch.tensor(fresh)
             best = part[new].amax(dim=1)
             self._peaks.scatter_reduce_(0, mine[new, None].expand_as(best), best, "amax")
-        part.sub_(self._peaks[mine][:, None]).mul_(self.temperature).clamp_(-80, 80).exp_()  # as floats can hold
+        part.sub_(self._peaks[mine][:, None]).mul_(self.temperature).clamp_(
+            -LARGEST_EXPONENT, LARGEST_EXPONENT
+        ).exp_()  # as floats can hold
         self._rows.update({pair: first + number for number, pair in enumerate(pairs)})
 
 
@@ -301,10 +325,10 @@ def _at_depth(grid: Tensor, depths: Tensor) -> Tensor:
     return torch.cat([grid.T.expand(len(depths), -1, -1), depths.to(grid).expand(-1, 1, len(grid))], dim=1)
 
 
-def _nearness(here: Tensor, spots: Tensor, weight: float) -> Tensor:
-    """Gaussians of the distances ``(b, S, P)`` of places ``(b, P)`` to spots ``(b or 1, S)``, the nearest's being 1."""
+def _remoteness(here: Tensor, spots: Tensor, weight: float) -> Tensor:
+    """Weighted squared distances ``(b, S, P)`` of places ``(b, P)`` to spots ``(b or 1, S)``, the nearest's being 0."""
     apart = (here[:, None] - spots[..., None]).square()
-    return torch.exp(weight * (apart.amin(dim=1, keepdim=True) - apart))
+    return weight * (apart - apart.amin(dim=1, keepdim=True))
 
 
 def _gaussians(size: int, sigmas: Sequence[float], like: Tensor) -> Tensor:

@@ -148,18 +148,17 @@ class SupportEncoder:
             encoded = self.encode_all(network, registration, device, own)
             return encoded, self.label_values(encoded)
         owner = self._owner(network, device)
-        known = [
-            self._summaries.get((*owner, key), partial(self._summary, network, registration, device, owner, key, load))
-            for key, load in sources.items()
-        ]
+        scan = partial(self._scan, network, registration, device, owner)
+
+        def summary(key: tuple, load: Callable[[], SupportScan]) -> SupportSummary:
+            """What tells how near a support scan is to a query, kept where the scan itself is not."""
+            return self._summaries.get((*owner, key), lambda: scan(key, load).summary())
+
+        known = [summary(key, load) for key, load in sources.items()]
         values = self.label_values(known)
         chosen = nearest_scans(query, known, values, count, registration)
-        encoded = [
-            self._scan(network, registration, device, owner, key, load, len(chosen))
-            for index, (key, load) in enumerate(sources.items())
-            if index in chosen
-        ]
-        return encoded, values
+        taken = [source for index, source in enumerate(sources.items()) if index in chosen]
+        return [scan(key, load, len(chosen)) for key, load in taken], values
 
     def encode_all(
         self, network: nn.Module, registration: SliceRegistration, device: torch.device | str = "cpu", own: Any = None
@@ -218,18 +217,6 @@ class SupportEncoder:
             return self.complete(network, registration, encoded)
 
         return self._scans.get((*owner, key), make, in_use)
-
-    def _summary(
-        self,
-        network: nn.Module,
-        registration: SliceRegistration,
-        device: Any,
-        owner: tuple,
-        key: tuple,
-        load: Callable[[], SupportScan],
-    ) -> SupportSummary:
-        """What tells how near a support scan is to a query, kept where the scan itself is not."""
-        return self._scan(network, registration, device, owner, key, load).summary()
 
 
 def nearest_scans(

@@ -99,6 +99,11 @@ class ConfidenceMap(Transform):
         return chosen
 
 
+def whole_percent(confidence: torch.Tensor) -> torch.Tensor:
+    """Confidence as files keep it: whole percent of what lies in [0, 1]."""
+    return (100 * confidence.as_subclass(torch.Tensor)).round()
+
+
 class ConfidenceMapd(MapTransform):
     """Dictionary version of :class:`ConfidenceMap`; gives whole percent, uint8, as files keep it.
 
@@ -131,13 +136,12 @@ class ConfidenceMapd(MapTransform):
         labels = None if self.label_key is None else data[self.label_key]
         for key, name in self.key_iterator(out, self.names):
             found = self.measure(out[key], labels)
-            percent = (100 * found.as_subclass(torch.Tensor)).round().to(torch.uint8)
-            out[name] = MetaTensor(percent, meta=dict(found.meta))
+            out[name] = MetaTensor(whole_percent(found).to(torch.uint8), meta=dict(found.meta))
         return out
 
 
 class MeanConfidence(Transform):
-    """Mean confidence in percent of each label over the voxels that it was given.
+    """Mean confidence in percent of each label over the voxels that it was given: the mean of the map that is written.
 
     Only these voxels are looked at, so that it takes little time and memory where no map is wanted.
 
@@ -173,11 +177,10 @@ class MeanConfidence(Transform):
                 inside = labels[where][0] == value
                 part = MetaTensor(block[:, inside][..., None, None], meta=dict(scores.meta))
                 given = torch.full((1, *part.shape[1:]), value, device=labels.device)
-                sums[row] += self.measure(part, given).as_subclass(torch.Tensor).sum()
+                sums[row] += whole_percent(self.measure(part, given)).sum()
                 counts[row] += inside.sum()
-        means = 100 * sums / counts  # NaN of no voxel
         found = MetaTensor(label_map.as_subclass(torch.Tensor), meta=dict(label_map.meta))
-        found.meta[LABEL_CONFIDENCE] = means.cpu()
+        found.meta[LABEL_CONFIDENCE] = (sums / counts).cpu()  # NaN of no voxel
         return found
 
 

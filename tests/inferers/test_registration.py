@@ -267,3 +267,41 @@ def test_a_turn_is_believed_if_it_fits_clearly_better_or_agrees(upright, similar
 def test_other_turns_than_quarter_turns_are_refused(arguments):
     with pytest.raises(ValueError, match="turns must be among 1, 2 and 3"):
         InPlaneOrientation(**arguments)
+
+
+def literal_places(query, support, rounds, temperature, spacing_mm, reach=3):
+    """Each cell at the softmax-weighted mean place of the cells around, worked out in double precision."""
+    side = query.shape[-1]
+    centers = (torch.arange(side).double() + 0.5) / side
+    plane = torch.stack(torch.meshgrid(centers, centers, indexing="ij")).flatten(1)
+    mine, theirs = (torch.nn.functional.normalize(x.double(), dim=1).flatten(2) for x in (query, support))
+    cm = spacing_mm / 10
+
+    def at(index):
+        return torch.cat([plane, torch.full((1, side**2), index * cm, dtype=torch.float64)])
+
+    found = []
+    for index, cells in enumerate(mine):
+        here = at(index)
+        for _ in range(rounds):
+            middle = round(float(here[2].mean()) / cm)
+            around = [k for k in range(middle - reach, middle + reach + 1) if 0 <= k < len(theirs)]
+            places = torch.cat([at(k) for k in around], dim=1)
+            similar = torch.cat([cells.T @ theirs[k] for k in around], dim=1)
+            apart = (here[:, :, None] - places[:, None]).square() * torch.tensor([100.0, 100.0, 0.3])[:, None, None]
+            here = places @ torch.softmax(temperature * similar - apart.sum(dim=0), dim=1).T
+        found.append(here.reshape(3, side, side))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("temperature", [10.0, 40.0, 100.0, 400.0])
+@pytest.mark.parametrize("guesses", [1, 2])
+def test_cells_go_to_the_weighted_mean_of_what_is_alike_at_any_temperature(temperature, guesses):
+    generator = torch.Generator().manual_seed(0)
+    query, support = (torch.randn(6, 32, 6, 6, generator=generator) for _ in range(2))
+    support[1:] += 3 * query[:-1].roll(1, dims=2)  # the same body, a slice up and a cell down
+    registration = CellRegistration([0.0] * 2, [0.0] * 2, temperature=temperature, pooling=1)
+    positions = torch.arange(6.0)
+    found = registration(query, support, positions.repeat(guesses, 1) if guesses > 1 else positions, 7.0, 7.0)
+    expected = literal_places(query, support, 2, temperature, 7.0)
+    torch.testing.assert_close(found.double(), expected.expand_as(found), rtol=0, atol=2e-4)

@@ -185,8 +185,8 @@ def test_script_and_trace_equal_eager(training):
 @pytest.mark.parametrize("scripted", [False, True])
 @pytest.mark.parametrize("located", [False, True])
 def test_matching_without_gradients_gives_the_same_numbers(located, scripted):
-    """A few cells at a time, the last squares not full; and a class without a mask. All prototypes are in reach."""
-    network = ALPNet(PatchEncoder(), position_weight=1.0 * located, depth_weight=0.3, testing_window=1).eval()
+    """A few cells at a time, the last pass not full; and a class without a mask."""
+    network = ALPNet(PatchEncoder(), position_weight=100.0 * located, depth_weight=0.3, testing_window=1).eval()
     torch.manual_seed(0)
     query, support = torch.randn(2, 6, 12, 16), torch.randn(2, 3, 6, 12, 16)  # 192 cells
     foreground, background = torch.rand(2, 6, 12, 16).round(), torch.rand(2, 3, 12, 16).round()
@@ -197,25 +197,8 @@ def test_matching_without_gradients_gives_the_same_numbers(located, scripted):
         expected = network.match(query, support, foreground, background, places, depths)
     with torch.no_grad():
         found = match(query, support, foreground, background, places, depths)
-    torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+    assert torch.equal(found, expected)
     assert len(found.unique()) > 0.9 * found[:, :2].numel()
-
-
-def test_matching_without_gradients_leaves_out_what_is_far_and_nothing_that_tells():
-    network = ALPNet(PatchEncoder(), position_weight=100.0, testing_window=1).eval()
-    torch.manual_seed(0)
-    smooth = torch.nn.functional.interpolate(torch.randn(4, 6, 5, 5), 32, mode="bilinear") + 1
-    support = smooth[None, :3] + 0.1 * torch.randn(1, 3, 6, 32, 32)
-    foreground, background = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
-    foreground[:, :, 5:15, 20:28], background[:, :, 5:15, 20:28] = 1, 0
-    with torch.enable_grad():
-        expected = network.match(smooth[3:], support, foreground, background)
-    with torch.no_grad():
-        found = network.match(smooth[3:], support, foreground, background)
-    margin, exact = (scores[:, 1] - scores[:, 0] for scores in (found, expected))
-    assert not torch.equal(found, expected)
-    assert (margin - exact)[exact.abs() < 4].abs().max() < 0.3
-    assert ((margin > 0) == (exact > 0)).float().mean() > 0.998
 
 
 @pytest.mark.parametrize(

@@ -65,31 +65,26 @@ def assert_same_features(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-def test_official_resnet101_gives_the_published_features():
-    source = official_state_dict(101, embedding_channels=256)
-    converted = convert_official(source)
+@pytest.mark.parametrize(
+    ("source", "convert", "note"),
+    [
+        (official_state_dict, convert_official, ""),
+        (adnet_state_dict, convert_adnet,
+         "the threshold t is left out: the prototypes of the background take its place"),
+    ],
+    ids=["official", "ADNet"],
+)  # fmt: skip
+def test_resnet101_of_others_gives_the_features_of_its_encoder(source, convert, note):
+    weights = source(101, embedding_channels=256)
+    converted = convert(weights)
     assert (converted.encoder, converted.arguments) == ("ResNetEncoder", {"depth": 101, "embedding_channels": 256})
-    assert converted.note == ""
+    assert converted.note == note
     network = Network(ResNetEncoder(101, 8, 256)).eval()
     network.load_state_dict(converted.state_dict)
-    trunk = {k.removeprefix("encoder.backbone."): v for k, v in source.items() if k.startswith("encoder.backbone.")}
+    trunk = {k.removeprefix("encoder.backbone."): v for k, v in weights.items() if k.startswith("encoder.backbone.")}
     with torch.no_grad():
         features = resnet_features(trunk, random_image(32, 48), (False, True, True))
-        expected = torch.einsum("dc,bchw->bdhw", source["encoder.localconv.weight"][:, :, 0, 0], features)
-        assert_same_features(network.encoder(random_image(32, 48)), expected)
-
-
-def test_adnet_resnet101_gives_the_features_of_its_encoder():
-    source = adnet_state_dict(101, embedding_channels=256)
-    converted = convert_adnet(source)
-    assert (converted.encoder, converted.arguments) == ("ResNetEncoder", {"depth": 101, "embedding_channels": 256})
-    assert converted.note == "the threshold t is left out: the prototypes of the background take its place"
-    network = Network(ResNetEncoder(101, 8, 256)).eval()
-    network.load_state_dict(converted.state_dict)
-    trunk = {k.removeprefix("encoder.backbone."): v for k, v in source.items() if k.startswith("encoder.backbone.")}
-    with torch.no_grad():
-        features = resnet_features(trunk, random_image(32, 48), (False, True, True))
-        expected = torch.einsum("dc,bchw->bdhw", source["encoder.localconv.weight"][:, :, 0, 0], features)
+        expected = torch.einsum("dc,bchw->bdhw", weights["encoder.localconv.weight"][:, :, 0, 0], features)
         assert_same_features(network.encoder(random_image(32, 48)), expected)
 
 

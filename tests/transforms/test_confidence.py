@@ -88,8 +88,8 @@ def test_mean_confidence_is_that_of_the_map_over_each_label(channels):
     pred = scores([7, 2], *channels)
     labels = torch.tensor([7, 7, 2, 0]).view(1, 1, 1, 4)
     found = MeanConfidence(0.5)(pred, MetaTensor(labels)).meta["label_confidence"]
-    whole = ConfidenceMap(0.5)(pred, labels).as_subclass(torch.Tensor)
-    expected = torch.stack([100 * whole[labels == value].mean() for value in (7, 2)])
+    whole = ConfidenceMapd(label_key="label", temperature=0.5)({"pred": pred, "label": labels})["pred"]
+    expected = torch.stack([whole.as_subclass(torch.Tensor)[labels == value].float().mean() for value in (7, 2)])
     torch.testing.assert_close(found, expected)
     nowhere = MeanConfidence(0.5)(pred, MetaTensor(torch.full_like(labels, 7))).meta["label_confidence"]
     assert nowhere.isnan().tolist() == [False, True]

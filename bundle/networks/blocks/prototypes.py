@@ -195,68 +195,19 @@ def match_cells(
     temperature: float,
     places: Optional[Tensor] = None,
     cells: Optional[Tensor] = None,
-    side: int = 8,
-    reach: float = 20.0,
+    cells_a_pass: int = 128,
 ) -> Tensor:
-    """:func:`match_prototypes` of :func:`similarity`, a square of cells at a time, where no gradient is wanted.
+    """:func:`match_prototypes` of :func:`similarity`, a few cells at a time: the same numbers.
 
-    What lies between then stays in a processor's cache, and memory does not grow with the grid. With places, each
-    square is compared to what is near: a prototype counts if the squared distance of its place from the square exceeds
-    that of the nearest one of its class by no more than ``reach``: what lies beyond weighs ``exp(-reach)`` where it is
-    as similar, and is left out even if it is more so.
-
-    Arguments as there, and:
-        side: cells along a side of a square.
-        reach: in units of the scores, as ``places`` and ``cells`` carry their weight.
+    Where no gradient is wanted, what lies between then stays in a processor's cache, and memory does not grow with the
+    grid. Arguments as there; ``cells_a_pass`` cells at a time.
 
     Returns:
         ``(B, N, h * w)`` scores; 0 where a class has no prototype at all.
     """
-    left, right, away = similarity_factors(query, vectors, temperature, places, cells)
-    batch, height, width = query.shape[0], query.shape[2], query.shape[3]
-    numbers = torch.arange(height * width, device=left.device).reshape(height, width)
-    squares: List[Tensor] = []
-    for top in range(0, height, side):
-        for first in range(0, width, side):
-            squares.append(numbers[top : top + side, first : first + side].flatten())
-    order = torch.cat(squares)
-    sizes = [len(square) for square in squares]
-    scores = torch.zeros([batch, valid.shape[1], height * width], dtype=left.dtype, device=left.device)
-    for index in range(batch):
-        speaking = valid[index].any(dim=0).nonzero()[:, 0]
-        if len(speaking) == 0:
-            continue
-        mine, spoken = left[index].index_select(0, speaking), valid[index].index_select(1, speaking)
-        near = torch.ones([len(squares), len(speaking)], dtype=torch.bool, device=left.device)
-        if places is not None and cells is not None:
-            own_cells, own_places = cells[min(index, len(cells) - 1)], places[min(index, len(places) - 1), speaking]
-            low = torch.stack([own_cells[square].amin(dim=0) for square in squares])[:, None]
-            high = torch.stack([own_cells[square].amax(dim=0) for square in squares])[:, None]
-            gap = ((own_places - high).clamp(min=0) + (low - own_places).clamp(min=0)).square().sum(dim=2)
-            near = near_prototypes(gap, spoken, reach)
-        known, shares = spoken.any(dim=1), spoken.to(left.dtype)
-        found: List[Tensor] = []
-        for number, part in enumerate(right[index].index_select(1, order).split(sizes, dim=1)):
-            rows = near[number].nonzero()[:, 0]
-            similar = (mine.index_select(0, rows) @ part)[None]
-            found.append(match_prototypes(similar, shares.index_select(1, rows)[None])[0])
-        found_scores = torch.cat(found, dim=1) - known[:, None] * away[min(index, len(away) - 1)].index_select(1, order)
-        scores[index].index_copy_(1, order, found_scores)
-    return scores
-
-
-def near_prototypes(gap: Tensor, spoken: Tensor, reach: float) -> Tensor:
-    """Which prototypes count in each square of cells, see :func:`match_cells`.
-
-    Args:
-        gap: squared distances of squares and prototypes ``(S, P)``.
-        spoken: which class a prototype speaks for ``(N, P)``.
-        reach: see there.
-
-    Returns:
-        Boolean ``(S, P)``.
-    """
-    owner = spoken.to(torch.uint8).max(dim=0)[1].expand(len(gap), -1)
-    nearest = torch.full([len(gap), spoken.shape[0]], float("inf"), dtype=gap.dtype, device=gap.device)
-    nearest = nearest.scatter_reduce(1, owner, gap, "amin")
-    return gap <= (nearest + reach).gather(1, owner)
+    left, right, far = similarity_factors(query, vectors, temperature, places, cells)
+    scores: List[Tensor] = []
+    for first in range(0, right.shape[2], cells_a_pass):
+        part = slice(first, first + cells_a_pass)
+        scores.append(match_prototypes(torch.bmm(left, right[:, :, part]) - far[:, :, part], valid))
+    return torch.cat(scores, dim=2)

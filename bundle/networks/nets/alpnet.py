@@ -285,10 +285,7 @@ class ALPNet(nn.Module):
                 deep = math.sqrt(self.depth_weight)
                 spots = torch.cat([spots, deep * torch.cat(far, dim=1)[..., None]], dim=2)
                 cells = torch.cat([cells, deep * places[:, 2].flatten(1)[..., None]], dim=2)
-        whole = torch.is_grad_enabled() or torch.jit.is_tracing() or query.is_cuda
-        if not torch.jit.is_scripting():  # graphs of torch.export have no sizes that depend on values
-            whole = whole or torch.compiler.is_compiling()
-        if whole:
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or query.is_cuda:
             scores = match_prototypes(similarity(query, prototypes, self.temperature, spots, cells), valid)
         else:
             scores = match_cells(query, prototypes, valid, self.temperature, spots, cells)
