@@ -31,7 +31,7 @@ import torch.nn.functional as F
 
 from bundle import __version__
 from bundle.atomic import write_json, write_text
-from bundle.data import SupportScan, load_support, resolve_support
+from bundle.data import SupportScan
 from bundle.networks import load_weights
 
 from .benchmark import accuracy
@@ -48,6 +48,7 @@ from .speed import (
     peak_memory,
     read,
     scaling_rows,
+    support_and_query,
     training_rows,
 )
 
@@ -119,10 +120,7 @@ class Place:
         chosen = {**self.inference_overrides, **settings}
         parser = read(["inference"], {"dataset_dir": self.dataset_dir, "device": device, **chosen})
         network = load_weights(parser.get_parsed_content("network"), self.weights).eval()
-        preprocessing = parser.get_parsed_content("support_preprocessing")
-        entry = resolve_support(parser.get_parsed_content("support"), self.dataset_dir)[0]
-        query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
-        return parser.get_parsed_content("inferer"), network, load_support(entry, preprocessing, None), query
+        return parser.get_parsed_content("inferer"), network, *support_and_query(parser, self.dataset_dir, device)
 
 
 def tests(place: Place) -> list[Row]:

@@ -271,6 +271,20 @@ def literal_side(parser: Any, dataset: Any, device: torch.device, steps: int) ->
     return work, abs(float(expected) - float(found))
 
 
+def support_and_query(parser: Any, dataset_dir: str, device: torch.device | str) -> tuple[Any, Any]:
+    """The first two labelled scans of a data set: one is the support, the other ``(C, H, W, D)`` gets segmented.
+
+    Raises:
+        ValueError: for fewer than two.
+    """
+    entries = data.resolve_support(parser.get_parsed_content("support"), dataset_dir)
+    if len(entries) < 2:
+        raise ValueError(f"{dataset_dir}: two labelled scans are needed, one as the support and one to segment")
+    preprocessing = parser.get_parsed_content("support_preprocessing")
+    query = preprocessing({"image": entries[1]["image"]})["image"].to(device)
+    return data.load_support(entries[0], preprocessing, None), query
+
+
 def inference_rows(
     dataset_dir: str, weights: str, device: torch.device, rounds: int, overrides: dict[str, Any] | None = None
 ) -> list[Row]:
@@ -278,11 +292,7 @@ def inference_rows(
     settings = {"dataset_dir": str(dataset_dir), "device": str(device), **(overrides or {}), **MATCHING}
     parser = read(["inference"], settings)
     network = networks.load_weights(parser.get_parsed_content("network"), str(ROOT / weights)).eval()
-    preprocessing = parser.get_parsed_content("support_preprocessing")
-    support = data.load_support(
-        data.resolve_support(parser.get_parsed_content("support"), dataset_dir)[0], preprocessing, None
-    )
-    query = preprocessing({"image": parser.get_parsed_content("datalist")[0]["image"]})["image"].to(device)
+    support, query = support_and_query(parser, dataset_dir, device)
     values, depth = support.values, query.shape[-1]
     inferer = parser.get_parsed_content("inferer")
     inferer.quality.reverse_dice = lambda *_: torch.ones(len(values), device=device)  # the literal side does not ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -30,9 +31,10 @@ SMALL = {
 
 @pytest.fixture
 def settings(phantom_dir, tiny_weights, tmp_path):
-    """Where and with what a dry run measures."""
+    """Where and with what a dry run measures: a data set of which every image is labelled."""
+    shutil.copytree(phantom_dir, tmp_path / "data", ignore=shutil.ignore_patterns("imagesTs"))
     sizes = {"batch_size": 2, "steps": 1, "rounds": 1, "slices": 40, "labels": 6, "num_folds": 2}
-    place = {"dataset_dir": str(phantom_dir), "work_dir": str(tmp_path / "work"), "weights": str(tiny_weights)}
+    place = {"dataset_dir": str(tmp_path / "data"), "work_dir": str(tmp_path / "work"), "weights": str(tiny_weights)}
     (tmp_path / "work").mkdir()
     return {**place, **sizes, "device": "cpu", "overrides": SMALL}
 
