@@ -9,16 +9,23 @@ it the working tree with ``.gpu/``, which git ignores: 47 MiB with the 20 scans 
 
 from __future__ import annotations
 
+import cProfile
+import gc
 import json
 import os
+import pstats
+import queue
 import re
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +60,7 @@ from .speed import (
 )
 
 WHEELS = ("monai", "nibabel", "pytorch-ignite", "fire", "termcolor")
+GPU_TESTS = ("tests/cuda", "tests/data/test_bank.py")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -123,73 +131,63 @@ class Place:
         return parser.get_parsed_content("inferer"), network, *support_and_query(parser, self.dataset_dir, device)
 
 
-def tests(place: Place) -> list[Row]:
+def tests(place: Place) -> Iterator[Row]:
     """The tests that need a GPU."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "ignore",
-        "-m",
-        "gpu",
-        "tests/cuda",
-        "tests/data/test_bank.py",
-    ]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout, flush=True)
-    last = done.stdout.strip().splitlines()[-1]
+    command = [sys.executable, "-m", "pytest", "-v", "-W", "ignore", "-m", "gpu", *GPU_TESTS]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        lines = []
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+    last = [line for line in lines if line][-1]
     passed = re.search(r"(\d+) passed", last)
-    return [Row("tests marked gpu", float(passed[1]) if passed else 0.0, None, "passed", last)]
+    yield Row("tests marked gpu", float(passed[1]) if passed else 0.0, None, "passed", last)
 
 
-def agreement(place: Place) -> list[Row]:
-    """Same weights, same scan: how many voxels get the same label on the device as on the CPU."""
-    rows = []
+def agreement(place: Place) -> Iterator[Row]:
+    """Same weights, same scan: how many voxels get the same label on the device as on the CPU in single precision."""
+
+    def label_map(device: str, precision: str) -> torch.Tensor:
+        inferer, network, support, query = place.inference(device, {"precision": precision})
+        inferer.set_support([support])
+        return inferer(query[None], network)[0].as_subclass(torch.Tensor).argmax(dim=0).cpu()
+
+    expected = label_map("cpu", "float32")
     for precision in ("float32", "bfloat16"):
-        maps = []
-        for device in ("cpu", place.device):
-            inferer, network, support, query = place.inference(device, {"precision": precision})
-            inferer.set_support([support])
-            maps.append(inferer(query[None], network)[0].as_subclass(torch.Tensor).argmax(dim=0).cpu())
-        shown = (maps[0] > 0) | (maps[1] > 0)
-        same = maps[0] == maps[1]
+        found = label_map(place.device, precision)
+        shown = (expected > 0) | (found > 0)
+        same = expected == found
         note = f"{100 * float(same[shown].float().mean()):.3f}% of those that one of both labels"
-        rows.append(
-            Row(f"voxels labelled as on the CPU, {precision}", 100 * float(same.float().mean()), None, "%", note)
-        )
-    return rows
+        yield Row(f"voxels labelled as on the CPU, {precision}", 100 * float(same.float().mean()), None, "%", note)
 
 
-def training(place: Place, **acceleration: Any) -> list[Row]:
+def training(place: Place, **acceleration: Any) -> Iterator[Row]:
     """Published one-way episodes with ResNet-101 beside the literal loop, and both recipes of the default encoder."""
     device = torch.device(place.device)
     peak = matmul_peak(device)
     common = {**place.common, **acceleration}
-    rows = []
+    how = "".join(f", {name}" for name in acceleration)
     for name, encoder in (("ResNet-101", RESNET), ("EfficientNet-Lite0", None)):
         if encoder is not None and "network_def#encoder" in place.overrides:
             continue  # a dry run
-        rows += training_rows(name, encoder, common, device, place.batch_size, place.steps, place.rounds, peak)
-    how = ", ".join(acceleration)
-    return [Row(f"{row.what}{', ' * bool(how)}{how}", row.fast, row.literal, row.unit, row.note) for row in rows]
+        for row in training_rows(name, encoder, common, device, place.batch_size, place.steps, place.rounds, peak):
+            yield replace(row, what=row.what + how)
 
 
-def compiled(place: Place) -> list[Row]:
+def compiled(place: Place) -> Iterator[Row]:
     """The same with generated code."""
     return training(place, compile=True)
 
 
-def graphs(place: Place) -> list[Row]:
+def graphs(place: Place) -> Iterator[Row]:
     """The same with CUDA graphs."""
     return training(place, cuda_graphs=True)
 
 
-def inference(place: Place) -> list[Row]:
+def inference(place: Place) -> Iterator[Row]:
     """A scan of the data set, and one of many slices and labels, beside the literal loop."""
     device = torch.device(place.device)
-    rows = inference_rows(place.dataset_dir, str(place.weights), device, place.rounds, place.inference_overrides)
+    yield from inference_rows(place.dataset_dir, str(place.weights), device, place.rounds, place.inference_overrides)
     inferer, network, support, query = place.inference(place.device, {})
     spacing_mm = support.spacing_mm * support.image.shape[-1] / place.slices
     image = F.interpolate(
@@ -216,51 +214,60 @@ def inference(place: Place) -> list[Row]:
         segment_volume(network, few, some, many.values, spacing_mm * every)
 
     (seconds,) = in_turns([run], device, 1)
+    known = clock(lambda: inferer(long[None], network), device)
     slow = clock(literal, device) * place.slices / few.shape[-1]
-    note = f"the literal loop of every {every}th slice, times {place.slices / few.shape[-1]:.1f}"
-    rows.append(
-        Row(f"inference, {place.slices} slices, {len(many.values)} labels, the whole default", seconds, slow, "s", note)
-    )
-    rows.append(Row("peak memory of it", peak_memory(run, device), None, "MB"))
-    return rows
+    note = f"{known:.2f} s with the support encoded before; the literal loop of every {every}th slice, times "
+    note += f"{place.slices / few.shape[-1]:.1f}"
+    what = f"inference, {place.slices} slices, {len(many.values)} labels, the whole default"
+    yield Row(what, seconds, slow, "s", note)
+    profile = cProfile.Profile()
+    yield Row("peak memory of it", profile.runcall(peak_memory, run, device), None, "MB")
+    pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(60)
+    profile = cProfile.Profile()
+    inferer.set_support([support])
+    profile.runcall(clock, lambda: inferer(query[None], network), device)
+    pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(60)
 
 
-def fold(place: Place) -> list[Row]:
+def fold(place: Place) -> Iterator[Row]:
     """One fold trained and evaluated on the device, and evaluated by the same weights on the CPU."""
     folder = place.work_dir / "fold"
     settings: dict[str, Any] = {"folds": [0], "num_folds": place.num_folds}
+    overrides = {**place.overrides, "device": place.device, "cache_dir": str(place.work_dir / "cache")}
     started = time.perf_counter()
-    accuracy(place.dataset_dir, str(folder), overrides={**place.overrides, "device": place.device}, **settings)
+    accuracy(place.dataset_dir, str(folder), overrides=overrides, **settings)
     seconds = time.perf_counter() - started
     run = folder / "setting1" / "fold0_seed0"
+
+    def dice(path: Path) -> float:
+        return float(json.loads((path / "official" / "summary.json").read_text())["mean"])
+
+    trained = json.loads((run / "run.json").read_text())["seconds"]
+    yield Row("one fold, from the scans to the Dice", seconds, None, "s", f"{trained:.0f} s of it training")
+    yield Row("Dice of it", dice(run), None, "%")
     settings |= {
         "weights": str(run / "models" / "model_final.pt"),
         "overrides": {**place.inference_overrides, "device": "cpu"},
     }
     accuracy(place.dataset_dir, str(folder / "cpu"), **settings)
-    found, expected = (
-        json.loads((path / "official" / "summary.json").read_text())["mean"]
-        for path in (run, folder / "cpu" / "setting1" / "fold0_seed0")
-    )
-    trained = json.loads((run / "run.json").read_text())["seconds"]
-    note = f"{trained:.0f} s of it training; Dice on the CPU by the same weights: {expected}"
-    return [Row("one fold, from the scans to the Dice", seconds, None, "s", note), Row("Dice of it", found, None, "%")]
+    yield Row("Dice by the same weights on the CPU", dice(folder / "cpu" / "setting1" / "fold0_seed0"), None, "%")
 
 
-def processes(place: Place) -> list[Row]:
+def processes(place: Place) -> Iterator[Row]:
     """Training by as many processes as there are GPUs."""
     number = max(1, torch.cuda.device_count())
     folder = str(place.work_dir / "processes")
     return scaling_rows(place.common, folder, sorted({1, number}), place.batch_size, launched=True)
 
 
-PARTS: dict[str, tuple[Callable[..., list[Row]], int]] = {  # with the most seconds that each may take
-    "tests": (tests, 75),
+START_S = 90  # what a process may take until its first part begins
+PARTS: dict[str, tuple[Callable[..., Iterator[Row]], int]] = {  # with the most seconds that each may take
     "agreement": (agreement, 45),
+    "inference": (inference, 70),
     "training": (training, 75),
-    "inference": (inference, 60),
-    "fold": (fold, 100),
-    "processes": (processes, 50),
+    "fold": (fold, 90),
+    "tests": (tests, 80),
+    "processes": (processes, 45),
     "graphs": (graphs, 35),
     "compiled": (compiled, 40),
 }
@@ -274,14 +281,15 @@ def run(
     limit_s: float = 480.0,
     **settings: Any,
 ) -> str:
-    """Measure part by part, each in a process of its own, and write the table after each.
+    """Measure part by part, and write the table after each line of it.
 
-    What an earlier call with the same folder measured is not measured again; what failed is.
+    What an earlier call with the same folder measured is not measured again; what failed is. One process measures all
+    parts, since starting one takes as long as some of them; after a part that failed or took too long another goes on.
 
     Args:
         output_dir: folder of ``gpu.md``, the table, ``results.json`` and ``log.txt``.
         dataset_dir: folder of the data set, every image labelled.
-        parts: what to measure, out of tests, agreement, training, inference, fold, processes, graphs, compiled.
+        parts: what to measure, out of agreement, inference, training, fold, tests, processes, graphs, compiled.
         work_dir: folder of caches and trainings; by default one for temporary files, which a later call finds again.
         limit_s: seconds of all parts together.
         **settings: see :class:`Place`.
@@ -289,54 +297,102 @@ def run(
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"parts must be among {sorted(PARTS)}, got {unknown}")
-    folder, started = Path(output_dir), time.monotonic()
+    folder, end = Path(output_dir), time.monotonic() + limit_s
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(work_dir or Path(tempfile.gettempdir()) / "bundle_gpu")
     work.mkdir(parents=True, exist_ok=True)
     place = {"dataset_dir": str(Path(dataset_dir).resolve()), "work_dir": str(work), **settings}
     results = folder / "results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
-    for name in parts:
-        left = limit_s - (time.monotonic() - started)
-        if "rows" in found.get(name, {}):
-            continue
-        limit = min(PARTS[name][1], left)
-        if limit < 5:
-            found[name] = {"problem": "no time was left"}
-            continue
-        print(f"{name}: at most {limit:.0f} s", flush=True)
-        found[name] = _part(name, place, folder, limit)
+    todo = [name for name in parts if "rows" not in found.get(name, {}) or "problem" in found[name]]
+
+    def write() -> None:
         write_json(results, found)
         write_text(folder / "gpu.md", table(found, place.get("device", "cuda:0")) + "\n")
+
+    while todo and end - time.monotonic() > 5:
+        for name, result in _watch(todo, place, folder, end):
+            found[name] = result
+            if "problem" in result or "seconds" in result:
+                print(f"{name}: {result.get('problem', 'done')}", flush=True)
+                todo.remove(name)
+            write()
+    found.update({name: {"problem": "no time was left"} for name in todo})
+    write()
     return table(found, place.get("device", "cuda:0"))
 
 
-def _part(name: str, place: dict[str, Any], folder: Path, limit: float) -> dict[str, Any]:
-    """Rows of a part, or what kept it from them."""
-    target = Path(place["work_dir"]) / f"{name}.json"
-    target.unlink(missing_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.gpu", "part", name, repr(place), str(target)]
-    begun = time.monotonic()
+def _watch(
+    names: Sequence[str], place: dict[str, Any], folder: Path, end: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure parts in one process; yields a part's result as it grows, and ends after one that failed."""
+    arguments = ["measure", repr(list(names)), repr(place)]
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        print(f"== {name}", file=log, flush=True)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    told: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in process.stdout or ():
+            told.put(line)
+        told.put("")
+
+    threading.Thread(target=listen, daemon=True).start()
+    left = list(names)
+    name = left[0]
+    rows: list[dict[str, Any]] = []
+    begun, limit = time.monotonic(), float(START_S + PARTS[name][1])
+    try:
+        while left:
+            try:
+                line = told.get(timeout=max(0.1, min(begun + limit, end) - time.monotonic()))
+            except queue.Empty:
+                problem = f"not finished in {time.monotonic() - begun:.0f} s"
+                break
+            event = json.loads(line) if line else {}
+            if "begin" in event:
+                name, rows, begun, limit = event["begin"], [], time.monotonic(), float(PARTS[event["begin"]][1])
+            elif "row" in event:
+                rows.append(event["row"])
+                yield name, {"rows": list(rows)}
+            elif "done" in event:
+                left.remove(name)
+                yield name, {"rows": rows, "seconds": round(time.monotonic() - begun, 1)}
+            else:
+                problem = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1][:300]
+                break
+        else:
+            return
+    finally:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the trainings that it started
-            process.wait()
-            return {"problem": f"not finished in {limit:.0f} s"}
-    if status:
-        last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
-        return {"problem": last[:300]}
-    return {"rows": json.loads(target.read_text()), "seconds": round(time.monotonic() - begun, 1)}
+        process.wait()
+    yield name, {"rows": rows, "problem": problem}
 
 
-def part(name: str, place: str | dict[str, Any], target: str) -> None:
-    """Measure one part in this process and write its rows as JSON."""
-    settings = json.loads(place) if isinstance(place, str) else place
+COMMAND = (sys.executable, "-W", "ignore", "-m", "scripts.gpu")
+
+
+def measure(names: Sequence[str], place: dict[str, Any]) -> None:
+    """Measure parts in this process, and tell each row on standard output; what else is printed goes to the log."""
+    tell = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     torch.backends.cudnn.benchmark = True  # the fastest kernels, for both sides
-    write_json(Path(target), [vars(row) for row in PARTS[name][0](Place(**settings))])
+    started = time.monotonic()
+
+    def event(**what: Any) -> None:
+        print(f"{time.monotonic() - started:6.1f} s {what}", file=sys.stderr, flush=True)
+        print(json.dumps(what), file=tell, flush=True)
+
+    for name in names:
+        event(begin=name)
+        for row in PARTS[name][0](Place(**place)):
+            event(row=vars(row))
+        event(done=name)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def table(found: dict[str, Any], device: str) -> str:
@@ -351,7 +407,8 @@ def table(found: dict[str, Any], device: str) -> str:
     for name, result in found.items():
         lines += [str(Row(**row)) for row in result.get("rows", [])]
         if "problem" in result:
-            lines.append(f"| {name} | not measured | | | {result['problem'].replace('|', '/')} |")
+            part = f"{name}, {'the rest' if result.get('rows') else 'all'}"
+            lines.append(f"| {part} | not measured | | | {result['problem'].replace('|', '/')} |")
     return "\n".join(lines)
 
 
@@ -404,7 +461,7 @@ def save_integers(source: Path, target: Path) -> None:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     try:
-        fire.Fire({"run": run, "part": part, "pack": pack}, name="scripts.gpu")
+        fire.Fire({"run": run, "measure": measure, "pack": pack}, name="scripts.gpu")
     except (ValueError, TypeError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(f"gpu: {error}")
 

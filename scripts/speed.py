@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -104,19 +104,25 @@ def speed(
     common |= overrides or {}
     torch.backends.cudnn.benchmark = True  # the fastest kernels, for both sides
     rows: list[Row] = []
+
+    def take(some: Iterable[Row]) -> None:
+        for row in some:
+            print(row, flush=True)
+            rows.append(row)
+
     if "start" in parts:
-        rows += start_rows(common, output_dir)
+        take(start_rows(common, output_dir))
     if "training" in parts:
         peak = matmul_peak(place)
         print(f"matmul: {peak / 1e12:.2f} TFLOP/s in {networks.fast_precision(place)}", flush=True)
         for name, encoder in (("EfficientNet-Lite0", None), ("ResNet-101", RESNET))[: 1 + resnet]:
-            rows += training_rows(name, encoder, common, place, batch_size, steps, rounds, peak)
+            take(training_rows(name, encoder, common, place, batch_size, steps, rounds, peak))
     if "inference" in parts:
-        rows += inference_rows(dataset_dir, weights, place, rounds)
+        take(inference_rows(dataset_dir, weights, place, rounds))
     if "superpixels" in parts:
-        rows += superpixel_rows(common)
+        take(superpixel_rows(common))
     if "scaling" in parts:
-        rows += scaling_rows(common, output_dir, processes, batch_size)
+        take(scaling_rows(common, output_dir, processes, batch_size))
     lines = [
         f"{device_name(place)}, bundle {__version__}, torch {torch.__version__}.",
         "",
@@ -189,8 +195,11 @@ def training_rows(
     steps: int,
     rounds: int,
     peak: float,
-) -> list[Row]:
-    """Published one-way episodes, bundle beside literal loop, then the default recipe with 40 ways."""
+) -> Iterator[Row]:
+    """Published one-way episodes, the bundle beside the literal loop, then the default recipe with 40 ways.
+
+    The published ones are measured in single precision, as published, and in the device's fastest format.
+    """
     default = read(["train"], {})
     settings = {
         "network_def#encoder": encoder or default["network_def#encoder"],
@@ -204,8 +213,13 @@ def training_rows(
     }
     shared = {key: default[key] for key in ("crop_to_body", "superpixel")}  # both start from the same maps
     paper = {**shared, **settings}
-    rows = []
-    for recipe, files, chosen in (("published", ["train", "paper"], paper), ("default", ["train"], settings)):
+    recipes: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("published", ["train", "paper"], paper),
+        ("default", ["train"], settings),
+    ]
+    if networks.fast_precision(device) != "float32" and "precision" not in common:
+        recipes.insert(1, ("published", ["train", "paper"], {**paper, "precision": networks.fast_precision(device)}))
+    for recipe, files, chosen in recipes:
         parser = read(files, chosen)
         if parser.get_parsed_content("pretrained"):
             parser.get_parsed_content("load_pretrained")
@@ -217,22 +231,20 @@ def training_rows(
             trainer.state.max_epochs += 1
             trainer.run()
 
-        literal, difference = literal_side(parser, dataset, device, steps) if recipe == "published" else (None, 0.0)
+        beside = recipe == "published" and trainer.network.precision == "float32"
+        literal, difference = literal_side(parser, dataset, device, steps) if beside else (None, 0.0)
         flops = step_flops(trainer, dataset, batch_size) / batch_size
         seconds = in_turns([fast, literal] if literal else [fast], device, rounds)
         rate = batch_size * steps / seconds[0]
-        note = f"batch {batch_size}, {trainer.network.precision}; {flops / 1e9:.1f} GFLOP an episode, "
+        note = f"batch {batch_size}; {flops / 1e9:.1f} GFLOP an episode, "
         note += f"{100 * rate * flops / peak:.0f}% of the matmul roof ({peak / 1e12:.2f} TFLOP/s)"
         if literal:
             note += f"; loss of the first episode differs by {difference:.1e} in float32"
-        what = "one-way episodes" if literal else f"pairs of {parser.get_parsed_content('num_ways')} ways"
-        rows.append(Row(f"training, {name}, {what}", rate, steps / seconds[1] if literal else None, "/s", note))
+        what = "one-way episodes" if recipe == "published" else f"pairs of {parser.get_parsed_content('num_ways')} ways"
+        what += f", {trainer.network.precision}"
+        yield Row(f"training, {name}, {what}", rate, steps / seconds[1] if literal else None, "/s", note)
         memory = [peak_memory(side, device) for side in ([fast, literal] if literal else [fast])]
-        rows.append(
-            Row(f"peak memory, {name}, {what}", memory[0], memory[1] if literal else None, "MB", "slices included")
-        )
-        print(*rows[-2:], sep="\n", flush=True)
-    return rows
+        yield Row(f"peak memory, {name}, {what}", memory[0], memory[1] if literal else None, "MB", "slices included")
 
 
 def step_flops(trainer: Any, dataset: Any, batch_size: int) -> int:
@@ -287,7 +299,7 @@ def support_and_query(parser: Any, dataset_dir: str, device: torch.device | str)
 
 def inference_rows(
     dataset_dir: str, weights: str, device: torch.device, rounds: int, overrides: dict[str, Any] | None = None
-) -> list[Row]:
+) -> Iterator[Row]:
     """One scan by one support scan: all labels at once, beside slice by slice and class by class."""
     settings = {"dataset_dir": str(dataset_dir), "device": str(device), **(overrides or {}), **MATCHING}
     parser = read(["inference"], settings)
@@ -320,19 +332,18 @@ def inference_rows(
     note = (
         f"{depth} slices, {len(values)} labels; same label in {same[0]:.3f}% of the voxels, {same[1]:.3f}% in float32"
     )
-    rows = [Row("inference, one scan, what both sides do", seconds[0], seconds[1], "s", note)]
+    yield Row("inference, one scan, what both sides do", seconds[0], seconds[1], "s", note)
     note = f"{', '.join(MATCHING)}, and how far to trust it"
-    rows.append(Row("inference, one scan, the whole default", seconds[2], None, "s", note))
+    yield Row("inference, one scan, the whole default", seconds[2], None, "s", note)
+    full_inferer.set_support([support])
+    known = in_turns([lambda: full_inferer(query[None], network)], device, max(1, rounds // 2))[0]
+    yield Row("inference, one scan, the whole default, the support encoded before", known, None, "s")
     long = torch.cat([query.as_subclass(torch.Tensor)] * 4, dim=-1)
     memory = [peak_memory(partial(run, inferer, image), device) for image in (query, long)]
-    rows.append(
-        Row("peak memory, inference", memory[0], None, "MB", f"{memory[1]:.0f} MB for four times as many slices")
-    )
-    print(*rows, sep="\n", flush=True)
-    return rows
+    yield Row("peak memory, inference", memory[0], None, "MB", f"{memory[1]:.0f} MB for four times as many slices")
 
 
-def superpixel_rows(common: dict[str, Any]) -> list[Row]:
+def superpixel_rows(common: dict[str, Any]) -> Iterator[Row]:
     """Superpixel maps of one scan, on all cores beside one."""
     parser = read(["train"], common)
     steps = parser.get_parsed_content("train#preprocessing").transforms[:-1]
@@ -349,32 +360,26 @@ def superpixel_rows(common: dict[str, Any]) -> list[Row]:
     seconds = in_turns([work(cores), work(1)], torch.device("cpu"), 1)
     total = int(torch.as_tensor(found[0]).flatten(1, 2).amax(dim=1).long().sum())
     note = f"{total} superpixels of {found[0].shape[0]} levels in {found[0].shape[-1]} slices, {cores} core(s)"
-    row = Row("superpixels", total / seconds[0], total / seconds[1], "/s", note)
-    print(row, flush=True)
-    return [row]
+    yield Row("superpixels", total / seconds[0], total / seconds[1], "/s", note)
 
 
-def start_rows(common: dict[str, Any], output_dir: str) -> list[Row]:
+def start_rows(common: dict[str, Any], output_dir: str) -> Iterator[Row]:
     """From the command to the end of the first step, with and without the superpixels of an earlier run."""
-    rows = []
     first = not Path(common["cache_dir"]).is_dir()
     for what in ("first start", "second start") if first else ("second start",):
         used = _processor_seconds()
         seconds = clock(lambda: train_command(common, Path(output_dir) / "start", 1), torch.device("cpu"))
         note = f"from the command on; {_processor_seconds() - used:.1f} s of processor time"
-        rows.append(Row(f"{what}, to the end of the first step", seconds, None, "s", note))
-        print(rows[-1], flush=True)
-    return rows
+        yield Row(f"{what}, to the end of the first step", seconds, None, "s", note)
 
 
 def scaling_rows(
     common: dict[str, Any], output_dir: str, processes: Sequence[int], batch_size: int, launched: bool = False
-) -> list[Row]:
+) -> Iterator[Row]:
     """Episodes a second of the default recipe under torchrun, with the same batches in all.
 
     One process is trained without torchrun, unless it is to be ``launched`` by it, too.
     """
-    rows = []
     for number in processes:
         folder = Path(output_dir) / f"processes{number}"
         batch = batch_size * max(processes)
@@ -384,9 +389,7 @@ def scaling_rows(
             used.append(_processor_seconds())
         rate, cost = 8 * batch / (seconds[1] - seconds[0]), (used[2] - 2 * used[1] + used[0]) / (8 * batch)
         note = f"batch {batch} in all; {1000 * cost:.0f} ms of processor time an episode"
-        rows.append(Row(f"training, {number} process(es)", rate, None, "/s", note))
-        print(rows[-1], flush=True)
-    return rows
+        yield Row(f"training, {number} process(es)", rate, None, "/s", note)
 
 
 def train_command(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from monai.transforms.transform import Randomizable
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
@@ -83,6 +84,7 @@ class EpisodeDataset(Dataset):
         self.cache_dir = cache_dir
         self.num_workers = num_workers
         self.progress = progress
+        self._draw = np.random.RandomState(0)
         self._images: torch.Tensor | None = None
         self._superpixels: torch.Tensor | None = None
         self._candidates: list[list[np.ndarray]] = []
@@ -166,9 +168,12 @@ class EpisodeDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         images, superpixels = self.slices()
-        draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, index])))
+        draw = self._draw
+        draw.seed([self.seed, index])  # a new state for each episode and transform takes longer than the episode
         chosen = draw.randint(len(images))
-        self.episode.set_random_state(seed=draw.randint(2**31))
+        for part in getattr(self.episode, "transforms", [self.episode]):
+            if isinstance(part, Randomizable):
+                part.set_random_state(state=draw)
         known = {SUPERPIXELS: superpixels[chosen], CANDIDATES: self._candidates[chosen]}
         made = dict(self.episode({IMAGE: images[chosen], **known}))
         if DRAWN in made:  # parameters alone: a bank has the slice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class SupportScan:
             return list(range(self.label.shape[-1]))
         return sorted({int(index) for slices in shown for index in slices})
 
-    @property
+    @cached_property
     def values(self) -> list[int]:
         """Label values besides the background, ascending."""
         return [int(v) for v in torch.unique(self.label) if v > 0]

@@ -196,9 +196,11 @@ class CellRegistration:
         remote = (row[:, :, None] + column[:, None]).flatten(1, 2)[:, None]  # (b, 1, P', P)
         far = _remoteness(here[:, 2], depth, self.depth_weight).masked_fill(~known[..., None], math.inf)  # (b, K, P)
         scores = cosines.mul_(self.temperature).sub_(remote).sub_(far[:, :, None])
-        shares = scores.flatten(1, 2).softmax(dim=1).unflatten(1, cosines.shape[1:3])
-        mass, rows, columns = (moments @ shares).unbind(dim=2)  # (b, K, P)
-        return torch.stack([rows.sum(dim=1), columns.sum(dim=1), (mass * depth[..., None]).sum(dim=1)], dim=1)
+        weights = scores.sub_(scores.amax(dim=(1, 2), keepdim=True)).exp_()  # divided at the end, of few numbers
+        sums = moments @ weights  # (b, K, 3, P)
+        mass, rows, columns = sums.sum(dim=1).unbind(dim=1)
+        heights = (sums[:, :, 0] * depth[..., None]).sum(dim=1)
+        return torch.stack([rows, columns, heights], dim=1) / mass[:, None]
 
 
 class _Likeness:

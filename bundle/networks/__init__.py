@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .acceleration import compile_arguments, set_deterministic
+from .acceleration import compile_arguments, set_deterministic, slices_at_once
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder, TinyEncoder
 from .nets import ALPNet
 from .onnx import EncoderOnly, OnnxEncoder, with_onnx_encoder
@@ -22,5 +22,6 @@ __all__ = [
     "check_weights",
     "load_weights",
     "set_deterministic",
+    "slices_at_once",
     "with_onnx_encoder",
 ]

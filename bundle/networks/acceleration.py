@@ -37,6 +37,18 @@ def compile_arguments(compile: bool, cuda_graphs: bool, device: str | torch.devi
     return {"compile": False, "compile_kwargs": None}
 
 
+def slices_at_once(device: str | torch.device) -> int:
+    """How many slices a device works on at once: 16, and on a GPU eight a gigabyte of its memory, up to 128.
+
+    More would leave a processor's cache; fewer leave most of a GPU idle while the next kernel is started.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 16
+    gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return max(16, min(128, int(8 * gigabytes)))
+
+
 def set_deterministic(deterministic: bool) -> None:
     """Let a device compute the same bits each time, or whatever is fastest.
 

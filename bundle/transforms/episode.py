@@ -243,11 +243,11 @@ class RandEpisoded(RandomizableTransform, MapTransform):
         self.lazy = lazy
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandEpisoded:
-        """Seed both views, each with a state of its own."""
+        """Seed both views, which draw from one state in turns."""
         super().set_random_state(seed, state)
         for view in self.views.values():
             if view is not None:
-                view.set_random_state(seed=self.R.randint(2**31))
+                view.set_random_state(state=self.R)
         return self
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:

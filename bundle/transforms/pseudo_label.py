@@ -114,8 +114,8 @@ class RandPseudoLabeld(RandomizableTransform, MapTransform):
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPseudoLabeld:
         """Seed the draw."""
-        self.draw.set_random_state(seed, state)
         super().set_random_state(seed, state)
+        self.draw.set_random_state(state=self.R)
         return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ def device(monkeypatch):
         "Event": event,
         "mem_get_info": lambda *_: (10**9, 10**9),
         "max_memory_allocated": lambda *_: 0,
+        "get_device_properties": lambda *_: SimpleNamespace(total_memory=2**34),
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "is_bf16_supported": lambda *_, **__: False,
     }.items():

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import gpu
-from scripts.gpu import PARTS, Place, pack, part, run
-from scripts.speed import Row
+from scripts.gpu import PARTS, Place, pack, run
 
 from ..conftest import ROOT, TINY_NETWORK, save_nifti
 
@@ -40,17 +39,15 @@ def settings(phantom_dir, tiny_weights, tmp_path):
 
 
 def rows(name, settings):
-    target = settings["work_dir"] + "/rows.json"
-    part(name, settings, target)
-    with open(target) as file:
-        return [Row(**row) for row in json.load(file)]
+    return list(PARTS[name][0](Place(**settings)))
 
 
 @pytest.mark.slow
 def test_label_maps_of_two_devices_are_compared(settings):
     found = rows("agreement", settings)
     assert [row.what for row in found] == [f"voxels labelled as on the CPU, {p}" for p in ("float32", "bfloat16")]
-    assert all(row.fast == 100 for row in found)  # it is the same device
+    assert found[0].fast == 100  # it is the same device
+    assert found[1].fast > 99
 
 
 @pytest.mark.slow
@@ -65,7 +62,7 @@ def test_a_long_scan_is_measured_beside_the_literal_loop(settings):
 @pytest.mark.slow
 def test_training_is_measured_with_what_is_to_make_it_faster(settings):
     found = [row.what for row in rows("graphs", settings)]
-    assert "training, EfficientNet-Lite0, one-way episodes, cuda_graphs" in found
+    assert "training, EfficientNet-Lite0, one-way episodes, float32, cuda_graphs" in found
 
 
 @pytest.mark.slow
@@ -75,32 +72,51 @@ def test_trainings_by_the_users_commands(settings, name, monkeypatch):
     settings["overrides"] = {**SMALL, "max_epochs": 1, "epoch_length": 4, "val_length": 2, "overlays": False}
     found = rows(name, settings)
     assert all(row.fast >= 0 for row in found)
-    assert len(found) == {"fold": 2, "processes": 1}[name]
+    assert len(found) == {"fold": 3, "processes": 1}[name]
 
 
-def test_a_part_that_failed_is_tried_again_and_one_that_is_done_is_not(tmp_path, monkeypatch):
-    asked, answers = (
-        [],
-        {"tests": {"problem": "no GPU | at all"}, "agreement": {"rows": [vars(Row("a", 1, None, "%"))]}},
-    )
+WORKER = """
+import json, sys, time
+def event(**what): print(json.dumps(what), flush=True)
+def row(what): event(row=dict(what=what, fast=1.0, literal=None, unit="s", note=""))
+names, place = (eval(argument) for argument in sys.argv[2:])
+for name in names:
+    event(begin=name)
+    row(name + " once")
+    if name in place["fails"]:
+        sys.exit("no GPU | at all")
+    if name in place["hangs"]:
+        time.sleep(60)
+    row(name + " again")
+    event(done=name)
+"""
 
-    def measured(name, place, folder, limit):
-        asked.append((name, limit))
-        return answers[name]
 
-    monkeypatch.setattr(gpu, "_part", measured)
-    arguments = {"parts": ["tests", "agreement"], "work_dir": str(tmp_path / "work"), "device": "cpu"}
-    table = run(str(tmp_path / "out"), str(tmp_path), **arguments)
-    assert "| tests | not measured | | | no GPU / at all |" in table
-    assert "| a | 1 % |  |  |  |" in table
+def test_a_part_that_fails_or_hangs_keeps_its_rows_and_is_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(gpu, "COMMAND", (sys.executable, str(tmp_path / "worker.py")))
+    monkeypatch.setitem(PARTS, "training", (PARTS["training"][0], 1))
+    names = ["agreement", "training", "tests"]
+    arguments = {"parts": names, "work_dir": str(tmp_path / "work"), "device": "cpu"}
+    table = run(str(tmp_path / "out"), str(tmp_path), fails=["agreement"], hangs=["training"], **arguments)
     assert (tmp_path / "out" / "gpu.md").read_text() == table + "\n"
-    answers["tests"] = {"rows": [vars(Row("b", 2, None, "passed"))]}
-    table = run(str(tmp_path / "out"), str(tmp_path), **arguments)
-    assert [name for name, _ in asked] == ["tests", "agreement", "tests"]
-    assert all(limit <= PARTS[name][1] for name, limit in asked)
+    assert "| agreement once | 1 s |" in table
+    assert "agreement again" not in table
+    assert "| agreement, the rest | not measured | | | no GPU / at all |" in table
+    assert "| training once | 1 s |" in table
+    assert "| training, the rest | not measured | | | not finished in 1 s |" in table
+    assert "| tests again | 1 s |" in table
+    (tmp_path / "worker.py").write_text(WORKER.replace("names:", "names:\n    assert name != 'tests'"))
+    table = run(str(tmp_path / "out"), str(tmp_path), fails=[], hangs=[], **arguments)
     assert "not measured" not in table
+    assert all(f"| {name} again | 1 s |" in table for name in names)
     with pytest.raises(ValueError, match=r"parts must be among .*, got \['speed'\]"):
         run(str(tmp_path / "out"), str(tmp_path), parts=["speed"])
+
+
+def test_without_time_nothing_is_measured(tmp_path):
+    table = run(str(tmp_path / "out"), str(tmp_path), work_dir=str(tmp_path / "work"), device="cpu", limit_s=1)
+    assert table.count("| not measured | | | no time was left |") == len(PARTS)
 
 
 def test_all_parts_together_stay_below_eight_minutes():

@@ -81,7 +81,13 @@ def test_table_of_a_phantom(phantom_dir, tmp_path):
         parts=["training", "superpixels"],
         steps=1,
         rounds=1,
-        overrides={**small, "superpixel#min_area_px": 16, "network_def#encoder": network, "pretrained": False},
+        overrides={
+            **small,
+            "superpixel#min_area_px": 16,
+            "network_def#encoder": network,
+            "pretrained": False,
+            "precision": "float32",
+        },
     )
     assert (tmp_path / "speed.md").read_text() == table + "\n"
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| training")]
