@@ -1,7 +1,7 @@
 """The method as it is usually programmed, to measure the bundle against: one episode, slice and class at a time.
 
-Training takes one pair of views a step, made by CPU transforms, with its query and its support encoded apart.
-Inference goes slice by slice and class by class, and encodes query and support anew each time. Prototypes are picked by
+Training takes one pair of views a step, made by CPU transforms. Inference goes slice by slice and class by class, and
+encodes query and support anew each time. Prototypes are picked by
 boolean indices. The numbers are those of the bundle's network; only the order of the work differs.
 """
 
@@ -80,14 +80,14 @@ def upsample(scores: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(scores[None], size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def encode(network: ALPNet, image: Tensor) -> Tensor:
-    """Features ``(D, h, w)`` of one slice ``(C, H, W)``."""
-    return network.encoder(image[None].expand(-1, network.in_channels, -1, -1))[0]
+def encode(network: ALPNet, images: Tensor) -> Tensor:
+    """Features ``(B, D, h, w)`` of slices ``(B, C, H, W)``."""
+    return network.encoder(images.expand(-1, network.in_channels, -1, -1))
 
 
 def episode_loss(network: ALPNet, episode: Mapping[str, Tensor], background_weight: float) -> Tensor:
     """The published loss of one one-way episode: weighted query term and prototype alignment."""
-    query, support = encode(network, episode["image"]), encode(network, episode["support_image"])
+    query, support = encode(network, torch.stack([episode["image"], episode["support_image"]]))
     mask = episode["support_label"][0] == 1
     scores = segment(network, query, support, mask, ~mask)
     weight = torch.tensor([background_weight, 1.0], device=query.device)
@@ -132,7 +132,7 @@ def segment_volume(network: ALPNet, image: Tensor, support: Any, values: list[in
     """
     slices, references = image.movedim(-1, 0), support.image.movedim(-1, 0).to(image.device)
     labels = support.label.movedim(-1, 0).to(image.device)
-    query, known = (describe_slices(torch.stack([encode(network, one) for one in s])) for s in (slices, references))
+    query, known = (describe_slices(torch.cat([encode(network, one[None]) for one in s])) for s in (slices, references))
     (positions, _), *_ = align_scans(query, known, spacing_mm, support.spacing_mm)
     nearest = nearest_slices(positions.cpu(), torch.arange(len(references)), 1)[:, 0].tolist()
     out = torch.zeros(len(slices), *image.shape[1:3], dtype=torch.uint8)
@@ -141,7 +141,7 @@ def segment_volume(network: ALPNet, image: Tensor, support: Any, values: list[in
         for value in values:
             if index < 0 or not (labels[index] == value).any():
                 continue
-            query, reference = encode(network, slices[z]), encode(network, references[index])
+            query, reference = encode(network, torch.stack([slices[z], references[index]]))
             scores = segment(network, query, reference, labels[index] == value, labels[index] == 0)
             background, found = upsample(scores, slices[z]).cpu()
             best = background if best is None else best

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.transforms.utils import distance_transform_edt
+from monai.utils import optional_import
 from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
+
+# MONAI's of this name looks for cuCIM again for each slice, which takes as long as the distances
+distance_transform_edt, _ = optional_import("scipy.ndimage", name="distance_transform_edt")
 
 
 class EncodedSupport:
@@ -238,15 +241,12 @@ def label_widths(masks: Tensor) -> Tensor:
     It is small for a thin ring, too, whatever the ring's size.
     """
     widths = torch.zeros(masks.shape[:2])
-    apart = float(sum(masks.shape[-2:]))  # no slice is nearer than a slice's own background
-    for row, mask in enumerate(masks.unbind(dim=1)):
-        slices, box = mask.flatten(1).any(dim=1).nonzero()[:, 0], mask.any(dim=0)
-        if not len(slices):
-            continue
-        rows, columns = (box.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
-        inside = mask[slices][:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        distance = distance_transform_edt(F.pad(inside, (1, 1, 1, 1)).float()[None].cpu(), sampling=[apart, 1.0, 1.0])
-        widths[slices, row] = 2 * torch.as_tensor(distance)[0].flatten(1).amax(dim=1).float()
+    for index, row in masks.flatten(2).any(dim=2).nonzero().tolist():
+        mask = masks[index, row]
+        rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+        inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        distance = distance_transform_edt(F.pad(inside, (1, 1, 1, 1)).cpu().numpy())
+        widths[index, row] = 2 * float(distance.max())
     return widths
 
 

@@ -61,9 +61,9 @@ def test_training(run_config, cuda, tmp_path, recipe, lazy):
         folder = tmp_path / device.partition(":")[0]
         places = {"output_dir": str(folder), "ckpt_dir": str(folder / "models")}
         run_config(*recipe, device=device, **places, **settings)
-        weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
+        weights.append(torch.load(folder / "models" / "model_final.pt", map_location="cpu", weights_only=True))
     for name, value in weights[1].items():
-        torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3, msg=name)
+        torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3, msg=f"{name}: {{}}".format)
 
 
 def test_a_compiled_evaluation_is_refused_before_it_segments_without_the_meta_data(run_config):
@@ -80,7 +80,7 @@ def test_a_deterministic_training_gives_the_same_bits_again(run_config, tmp_path
     for folder in (tmp_path / "one", tmp_path / "two"):
         places = {"output_dir": str(folder), "ckpt_dir": str(folder / "models")}
         run_config(*recipe, device="cuda:0", network_def=network, cache_dir=str(tmp_path / "cache"), **places)
-        weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
+        weights.append(torch.load(folder / "models" / "model_final.pt", map_location="cpu", weights_only=True))
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
@@ -92,9 +92,9 @@ def test_an_accelerated_training_takes_the_steps_of_a_plain_one(run_config, tmp_
         folder = tmp_path / str(len(weights))
         places = {"output_dir": str(folder), "ckpt_dir": str(folder / "models"), "cache_dir": str(tmp_path / "cache")}
         run_config("train", device="cuda:0", network_def=PLAIN, **places, **more)
-        weights.append(torch.load(folder / "models" / "model_final.pt", weights_only=True))
+        weights.append(torch.load(folder / "models" / "model_final.pt", map_location="cpu", weights_only=True))
     for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3, msg=f"{name}: {{}}".format)
 
 
 @pytest.mark.gpu
