@@ -22,6 +22,7 @@ from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, PRED
 from .networks import load_weights
 from .options import read_config
+from .transforms import KeepDrawnSlices, MatchLabel
 
 Scan: TypeAlias = str | os.PathLike | np.ndarray | Tensor
 
@@ -169,7 +170,6 @@ class FewShotSegmenter:
             frames.append(_apply(self._framers, {IMAGE: self._read(image, name, affine, spacing)})[IMAGE])
         self.inferer.set_pseudo_supports(frames)
 
-    @torch.no_grad()
     def segment(
         self, image: Scan, *, affine: Any = None, spacing: Sequence[float] | None = None, confidence: bool = False
     ) -> Any:
@@ -192,11 +192,51 @@ class FewShotSegmenter:
         """
         if not self._ready:
             raise RuntimeError("no support: call set_support(images, labels) before segment(image)")
-        volume = self._read(image, IMAGE, affine, spacing)
+        return self._segment(image, self._read(image, IMAGE, affine, spacing), confidence)
+
+    def complete(
+        self,
+        image: Scan,
+        label: Scan,
+        *,
+        affine: Any = None,
+        spacing: Sequence[float] | None = None,
+        confidence: bool = False,
+    ) -> Any:
+        """Segment a scan of which somebody labelled a few slices: these stay as they are, and the others follow.
+
+        What was given to :meth:`set_support` before helps, and stays the support of the next queries.
+
+        Args:
+            image: the scan.
+            label: its label map; slices that show no label are those to be labelled.
+            affine: see :meth:`segment`.
+            spacing: the same.
+            confidence: the same.
+
+        Returns:
+            What :meth:`segment` gives.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: see :meth:`set_support` and :meth:`segment`.
+        """
+        encoder = self.inferer.support_encoder
+        others = encoder.given
+        scan, drawn = self._labelled(image, label, 1, affine, spacing)
+        own = self._support_scan(image, label, 1, affine, spacing, {SLICES: "labelled"})
+        try:
+            encoder.set_support(keep_labels([own, *others], encoder.labels))
+            return self._segment(image, scan, confidence, MatchLabel()(drawn, scan))
+        finally:
+            encoder.set_support(others)
+
+    @torch.no_grad()
+    def _segment(self, image: Scan, volume: MetaTensor, confidence: bool, drawn: Tensor | None = None) -> Any:
+        """The result of a scan that was read; slices that were drawn on it stay as they are."""
         item: Mapping[Any, Any] = _apply(self._framers, {IMAGE: volume})
         scores = self.inferer(item[IMAGE][None].to(self.device), self.network)[0]
         item = _apply(self._finishers[confidence], {**item, PRED: scores})
-        label = _like(item[PRED], image)
+        label = _like(item[PRED] if drawn is None else KeepDrawnSlices()(item[PRED], drawn), image)
         if not confidence:
             return label
         similarity = float(torch.as_tensor(item[PRED].meta["support_similarity"]).flatten()[0])
@@ -208,12 +248,19 @@ class FewShotSegmenter:
         self, image: Scan, label: Scan, number: int, affine: Any, spacing: Any, options: Mapping[str, Any]
     ) -> SupportScan:
         """A labelled scan in the network's frame."""
+        scan, marks = self._labelled(image, label, number, affine, spacing)
+        names = {key: str(item.meta["filename_or_obj"]) for key, item in ((IMAGE, scan), (LABEL, marks))}
+        return load_support({**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}))
+
+    def _labelled(
+        self, image: Scan, label: Scan, number: int, affine: Any, spacing: Any
+    ) -> tuple[MetaTensor, MetaTensor]:
+        """Copies of a scan and of its label, which has the scan's affine unless it brings one."""
         names = {IMAGE: f"support image {number}", LABEL: f"support label {number}"}
-        names |= {k: os.fspath(v) for k, v in ((IMAGE, image), (LABEL, label)) if isinstance(v, (str, os.PathLike))}
         scan = self._read(image, names[IMAGE], affine, spacing)
         own = affine is None and spacing is None or isinstance(label, (str, os.PathLike))
         marks = self._read(label, names[LABEL], None if own else affine, None if own else spacing, scan.affine, True)
-        return load_support({**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}))
+        return scan, marks
 
     def _read(
         self,

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of ``segment``, ``train`` and ``evaluate``; scripts have their own."""
+    """The options of the commands over configs; scripts have their own."""
     parser = Parser(prog="alpnet", description="Few-shot segmentation: label one scan, segment all others.")
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -55,6 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     segment.add_argument("--labels", help="names or values to segment, such as liver,spleen or 1,4; by default all")
 
+    complete = _add(commands, "complete", "label the rest of a scan of which a few slices are labelled")
+    complete.add_argument("scan", metavar="SCAN", help="NIfTI file")
+    complete.add_argument("label", metavar="LABEL", help="its label map; slices without any label are completed")
+    complete.add_argument(
+        "--support", nargs=2, action="append", default=[], metavar=("IMAGE", "LABEL"), help="another labelled scan, "
+        "which helps; repeat it for several",
+    )  # fmt: skip
+
     train = _add(commands, "train", "train a network on images, without any label")
     train.add_argument("scans", nargs="+", metavar="SCAN", help="a data set, or NIfTI files, or folders of them")
     train.add_argument("--epochs", type=int, metavar="N", help="epochs (max_epochs)")
@@ -63,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("dataset", metavar="DATASET", help="folder with imagesTr, labelsTr and dataset.json")
     evaluate.add_argument("--protocol", help="volume: what a user gets; official: the published one; see the benchmark")
     evaluate.add_argument("--fold", type=int, metavar="K", help="fold, counted from 0")
-    for each in (segment, evaluate):
+    for each in (segment, complete, evaluate):
         each.add_argument("--weights", metavar="FILE", help="weights instead of the shipped ones (ckpt_path)")
     for name, text in SCRIPTS.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -136,7 +144,8 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"--set {item}: write --set ID=VALUE")
         given[name.replace("::", "#")] = to_value(value)
-    made |= {"segment": _segment, "train": _train, "evaluate": _evaluate}[options.command](options)
+    commands = {"segment": _segment, "complete": _complete, "train": _train, "evaluate": _evaluate}
+    made |= commands[options.command](options)
     if getattr(options, "weights", None) is not None:
         made["ckpt_path"] = options.weights
     return made | given
@@ -163,6 +172,13 @@ def _segment(options: argparse.Namespace) -> dict[str, Any]:
         listed = value if isinstance(value, (list, tuple)) else str(options.labels).split(",")
         made["labels"] = [to_value(item.strip()) if isinstance(item, str) else item for item in listed]
     return made
+
+
+def _complete(options: argparse.Namespace) -> dict[str, Any]:
+    own = {"image": options.scan, "label": options.label, "slices": "labelled"}
+    others = [{"image": image, "label": label} for image, label in options.support]
+    names = _folder_of_names(options.label)
+    return {"support": [own, *others], "datalist": [{"image": options.scan}], "dataset_dir": names}
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -226,7 +242,7 @@ def config_files(command: str, overlays: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: for an overlay that does not exist.
     """
-    names = {"segment": ["inference"], "train": ["train"], "evaluate": ["inference", "evaluate"]}[command]
+    names = {"train": ["train"], "evaluate": ["inference", "evaluate"]}.get(command, ["inference"])
     files = [str(ROOT / "configs" / f"{name}.json") for name in names]
     for overlay in overlays:
         own = ROOT / "configs" / f"{overlay.removesuffix('.json')}.json"

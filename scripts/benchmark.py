@@ -1,6 +1,6 @@
 """Measure accuracy, cross-validated or on a data set that was left out, whole volumes, and speed; write tables.
 
-Usage: python -m scripts.benchmark {accuracy,steps,volumes,speed} --dataset_dir DIR --output_dir RUNS [options]
+Usage: python -m scripts.benchmark {accuracy,steps,completion,volumes,speed} --dataset_dir DIR --output_dir RUNS …
        python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
 """
 
@@ -24,6 +24,7 @@ from bundle.errors import explain
 from bundle.ids import suggest
 
 from .command import command
+from .completion import completion
 from .on_demand import OnDemand
 from .speed import speed
 from .steps import Step, digest, make_steps
@@ -410,6 +411,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     commands = {"accuracy": accuracy, "transfer": transfer, "steps": steps, "volumes": volumes, "speed": speed}
+    commands["completion"] = completion
     command(commands, "scripts.benchmark")
 
 

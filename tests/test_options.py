@@ -37,7 +37,7 @@ OVERLAYS = {
 }
 EXPORTED = ("inference_onnx", "inference_ts", "inference_trt")  # built in tests/integration/test_exports.py
 OFF = ["completion", "registration", "in_plane_orientation", "atlas_fallback", "pseudo_supports", "refinement",
-       "upsampling", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
+       "upsampling", "shape_interpolation", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
 
 
 def parts_of(inferer):

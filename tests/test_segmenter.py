@@ -327,3 +327,44 @@ def test_supports_that_show_no_wanted_label_are_left_aside(tiny_weights, phantom
         FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[3], **SETTINGS).set_support(
             images, labels
         )
+
+
+def partly_labelled(phantom_dir, number=2):
+    """Image and label of a scan, and its label on every third of the slices that show it."""
+    (image, affine), (label, _) = (load(scan_of(phantom_dir, number, folder)) for folder in ("imagesTr", "labelsTr"))
+    kept = np.flatnonzero((label > 0).any(axis=(0, 1)))[::3]
+    part = np.zeros_like(label)
+    part[..., kept] = label[..., kept]
+    return image, affine, label, part, kept
+
+
+def test_a_scan_of_which_some_slices_are_labelled_is_completed(segmenter, phantom_dir, query, expected):
+    image, affine, label, part, kept = partly_labelled(phantom_dir)
+    found = segmenter.complete(image, part, affine=affine)
+    assert found.dtype == expected.numpy().dtype
+    np.testing.assert_array_equal(found[..., kept], label[..., kept])
+    between = np.setdiff1d(np.arange(kept[0], kept[-1]), kept)
+    segmenter.inferer.shape_interpolation, stage = None, segmenter.inferer.shape_interpolation
+    by_images = segmenter.complete(image, part, affine=affine)
+    segmenter.inferer.shape_interpolation = stage
+
+    def dice(result):
+        shown, truth = (array[..., between] > 0 for array in (result, label))
+        return 2 * (shown & truth).sum() / (shown.sum() + truth.sum())
+
+    assert dice(found) > max(0.75, dice(by_images))  # by an untrained network
+    np.testing.assert_array_equal(segmenter.segment(query), expected)  # its support is what it was
+
+
+def test_files_are_completed_without_another_support(tiny_weights, phantom_dir, tmp_path):
+    image, affine, label, part, kept = partly_labelled(phantom_dir)
+    drawn = save_nifti(tmp_path / "part.nii.gz", part, affine)
+    segmenter = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), **SETTINGS)
+    found = segmenter.complete(scan_of(phantom_dir, 2), drawn, confidence=True)
+    np.testing.assert_array_equal(found.label.numpy()[..., kept], label[..., kept])
+    assert np.median(found.confidence.numpy()[..., kept]) == 100
+    assert set(found.reverse_dice) == set(np.unique(part)) - {0}
+    with pytest.raises(RuntimeError, match="no support"):
+        segmenter.segment(scan_of(phantom_dir, 3))
+    with pytest.raises(ValueError, match="empty.nii.gz: the support label has no foreground"):
+        segmenter.complete(scan_of(phantom_dir, 2), save_nifti(tmp_path / "empty.nii.gz", 0 * part, affine))

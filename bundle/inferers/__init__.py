@@ -11,6 +11,7 @@ from .orientation import InPlaneOrientation, MirrorCheck
 from .pseudo_supports import PseudoSupports
 from .quality import Quality
 from .refinement import SelfSupportRefinement
+from .shape_interpolation import ShapeInterpolation
 from .slice_registration import SliceRegistration
 from .support_encoder import SupportEncoder
 from .truncated_structures import TruncatedStructures
@@ -28,6 +29,7 @@ __all__ = [
     "Quality",
     "ScanFusion",
     "SelfSupportRefinement",
+    "ShapeInterpolation",
     "SliceCompletion",
     "SliceMatching",
     "SliceRegistration",

@@ -27,6 +27,7 @@ from .pseudo_supports import PseudoSupports
 from .quality import Quality
 from .refinement import SelfSupportRefinement
 from .scans import EncodedQuery, EncodedSupport, ExtentMatch, Registration
+from .shape_interpolation import ShapeInterpolation, own_support
 from .slice_registration import SliceRegistration
 from .support_encoder import SupportEncoder
 from .upsampling import GuidedUpsampling, slices_a_pass, upsample
@@ -67,6 +68,8 @@ class FewShotInferer(Inferer):
             registration of the cells.
         refinement: matches a query to what it is sure of itself; ``None`` for none.
         upsampling: fits the scores to the image; ``None`` for none.
+        shape_interpolation: completes a query that is labelled on some of its slices itself; ``None`` takes such a scan
+            for any other support.
         memory_check: raises before a query is matched for which memory does not suffice; ``None`` for nothing.
     """
 
@@ -83,6 +86,7 @@ class FewShotInferer(Inferer):
         pseudo_supports: PseudoSupports | None = None,
         refinement: SelfSupportRefinement | None = SelfSupportRefinement(),  # noqa: B008
         upsampling: GuidedUpsampling | None = GuidedUpsampling(),  # noqa: B008
+        shape_interpolation: ShapeInterpolation | None = ShapeInterpolation(),  # noqa: B008
         memory_check: MemoryCheck | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +101,7 @@ class FewShotInferer(Inferer):
         self.pseudo_supports = pseudo_supports if self.registration.cells is not None else None
         self.refinement = refinement
         self.upsampling = upsampling
+        self.shape_interpolation = shape_interpolation
         self.memory_check = memory_check
 
     def set_support(self, scans: Sequence[SupportScan]) -> None:
@@ -167,6 +172,9 @@ class FewShotInferer(Inferer):
         reverse_dice = self._reverse_dice(network, query, placed, values, scores)
         meta["reverse_dice"] = reverse_dice[None].cpu()
         scores = self._upsample(query, self.quality.present(scores, reverse_dice), True, self._widths(encoded, values))
+        shapes, own_scan = self.shape_interpolation, own_support(query.volume, encoded)
+        if shapes is not None and own_scan is not None:
+            scores = shapes(scores, own_scan, values, query.spacing_mm, _pixel_mm(inputs))
         completion = self.support_encoder.completion
         self.quality.finish(
             scores,
@@ -177,6 +185,8 @@ class FewShotInferer(Inferer):
             0.0 if completion is None else completion.discount,
             slices_a_pass(scores.shape[1], query.volume, self.matching.slice_batch_size),
         )
+        if shapes is not None and own_scan is not None:
+            shapes.draw(scores, own_scan, values)
         similarity = self._similarity(
             query, [(scan, found.support_index, found.turn) for scan, found in placed], values
         )
@@ -353,6 +363,12 @@ def _checked_meta(inputs: Tensor, network: nn.Module) -> dict[str, Any]:
         )
     check_volume(inputs[0], str(_first(meta.get("filename_or_obj", "query"))))
     return meta
+
+
+def _pixel_mm(inputs: Tensor) -> float:
+    """Side of a pixel of ``(1, C, H, W, D)`` in mm, as the root of its area; 1 without an affine."""
+    affine = np.asarray(getattr(inputs, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
+    return float(np.sqrt(np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))))
 
 
 def _plane_axis(inputs: Tensor, axis: int) -> str:

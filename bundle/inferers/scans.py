@@ -66,6 +66,8 @@ class EncodedSupport:
         self.widths = widths
         self.labelled = labelled
         self.modality: str | None = None  # what the image was taken for
+        self.labels: Tensor | None = None  # of a scan that is labelled on some slices, its label map (Ds, H, W)
+        self.thumbprint: Tensor | None = None  # and what tells its image from others, see thumbprint
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
@@ -94,6 +96,8 @@ class EncodedSupport:
             torch.cat(widths),
         )
         encoded.modality = scan.modality
+        if len(encoded.slices) < len(features):
+            encoded.labels, encoded.thumbprint = label.int(), thumbprint(scan.image.movedim(-1, 0))
         return encoded
 
     @classmethod
@@ -233,6 +237,12 @@ def longest_stretch(shown: Sequence[int], annotated: Sequence[int]) -> int:
         first = (index if first is None else first) if index in shown else None
         longest = longest if first is None else max(longest, index - first + 1)
     return longest
+
+
+def thumbprint(volume: Tensor, count: int = 4096) -> Tensor:
+    """Evenly spread pixels of a scan ``(D, C, H, W)``, by which it is told from others."""
+    values = volume.as_subclass(Tensor).reshape(-1)
+    return values[:: max(1, len(values) // count)].cpu()
 
 
 def label_widths(masks: Tensor) -> Tensor:

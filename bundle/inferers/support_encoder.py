@@ -127,6 +127,11 @@ class SupportEncoder:
         self._scans.clear()
         self._summaries.clear()
 
+    @property
+    def given(self) -> list[SupportScan]:
+        """The scans in memory that are used instead of files."""
+        return list(self._given)
+
     def encode(self, network: nn.Module, slices: Tensor) -> Tensor:
         """Features ``(D, channels, h, w)`` of slices ``(D, C, H, W)``, some at a time."""
         return torch.cat([network.encode(batch) for batch in slices.split(self.slice_batch_size)])

@@ -5,6 +5,7 @@ from .check import CheckVolumed
 from .chunks import QueryChunksd
 from .components import LargeComponents, LargeComponentsd
 from .confidence import ConfidenceMap, ConfidenceMapd, MeanConfidence, MeanConfidenced
+from .drawn_slices import KeepDrawnSlices, KeepDrawnSlicesd
 from .episode import RandEpisoded, RandView
 from .intensity import ScanIntensity, ScanIntensityd
 from .label_grid import MatchLabel, MatchLabeld
@@ -23,6 +24,8 @@ __all__ = [
     "ClassMasksd",
     "ConfidenceMap",
     "ConfidenceMapd",
+    "KeepDrawnSlices",
+    "KeepDrawnSlicesd",
     "LabelMap",
     "LabelMapd",
     "LabelMasksd",

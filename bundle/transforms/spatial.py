@@ -32,12 +32,17 @@ def slice_axcodes(affine: np.ndarray | torch.Tensor, anisotropy: float = 1.77) -
     return "".join([*(pair[0] for pair in ("RL", "AP", "SI") if pair != last), last[0]])
 
 
-def count_slices(shape: Sequence[int], affine: np.ndarray | torch.Tensor) -> int:
-    """How many slices a volume of such a shape has, see :func:`slice_axcodes`."""
+def slice_axis(affine: np.ndarray | torch.Tensor) -> int:
+    """Which axis of a volume counts its slices, see :func:`slice_axcodes`."""
     codes = aff2axcodes(np.asarray(affine))
     last = slice_axcodes(affine)[-1]
     opposite = {"R": "L", "A": "P", "S": "I"}.get(last, last)
-    return int(shape[next(axis for axis, code in enumerate(codes) if code in (last, opposite))])
+    return next(axis for axis, code in enumerate(codes) if code in (last, opposite))
+
+
+def count_slices(shape: Sequence[int], affine: np.ndarray | torch.Tensor) -> int:
+    """How many slices a volume of such a shape has."""
+    return int(shape[slice_axis(affine)])
 
 
 class OrientSlices(Transform):

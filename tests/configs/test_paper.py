@@ -34,6 +34,7 @@ STAGES = (  # what the paper lacks
     "MirrorCheck",
     "PseudoSupports",
     "SelfSupportRefinement",
+    "ShapeInterpolation",
     "SliceCompletion",
     "TruncatedStructures",
 )

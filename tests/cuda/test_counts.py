@@ -26,7 +26,7 @@ def default_inferer(device, **settings):
 
 @pytest.mark.parametrize(
     ("settings", "launches", "waits"),
-    [({}, 4400, 40), ({"registration": None, "refinement": None, "upsampling": None}, 1420, 22)],
+    [({}, 4250, 35), ({"registration": None, "refinement": None, "upsampling": None}, 1420, 22)],
     ids=["whole default", "matching alone"],
 )
 def test_ten_slices(device, settings, launches, waits):

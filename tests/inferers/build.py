@@ -38,7 +38,15 @@ STAGES = {  # arguments of each stage, with what they are where a test does not 
     ),
     "known_extents": (KnownExtents, {"atlas_fallback": None}),
 }
-PARTS = ("in_plane_orientation", "mirror_check", "pseudo_supports", "refinement", "upsampling", "memory_check")
+PARTS = (
+    "in_plane_orientation",
+    "mirror_check",
+    "pseudo_supports",
+    "refinement",
+    "upsampling",
+    "shape_interpolation",
+    "memory_check",
+)
 
 
 def make_inferer(support=(), preprocessing=None, *, registration=None, **options):

@@ -62,6 +62,29 @@ def test_scans_and_supports(phantom_dir, image, label):
     assert (ids["device"], ids["ckpt_path"]) == ("cpu", "w.pt")
 
 
+def test_a_scan_to_complete_is_its_own_support(image, label):
+    files, ids = parsed("complete", str(image), str(label), "--support", "a", "b", "-o", "out")
+    assert files == ["inference"]
+    own = {"image": str(image), "label": str(label), "slices": "labelled"}
+    assert ids["support"] == [own, {"image": "a", "label": "b"}]
+    assert ids["datalist"] == [{"image": str(image)}]
+
+
+def test_drawn_slices_of_a_completed_scan_stay(image, label, tiny_weights, tmp_path):
+    file = nib.load(label)
+    whole = np.asarray(file.dataobj)
+    kept = np.flatnonzero((whole > 0).any(axis=(0, 1)))[::3]
+    part = np.zeros_like(whole)
+    part[..., kept] = whole[..., kept]
+    nib.save(nib.Nifti1Image(part, file.affine), tmp_path / "part.nii.gz")
+    settings = ["--network_def", str(TINY_NETWORK), "--image_size", "[64,64]", "--weights", str(tiny_weights)]
+    done = command("complete", image, tmp_path / "part.nii.gz", "-o", tmp_path / "out", "--device", "cpu", *settings)
+    assert done.returncode == 0, done.stderr
+    found = np.asarray(nib.load(tmp_path / "out" / "phantom_02" / "phantom_02_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(found[..., kept], whole[..., kept])
+    assert (found > 0).any(axis=(0, 1)).sum() > len(kept)
+
+
 def test_of_a_folder_all_scans_but_the_supports(phantom_dir, image, label):
     support = ["--support", str(image), str(label), "-o", "out"]
     ids = parsed("segment", str(phantom_dir / "imagesTr"), *support)[1]

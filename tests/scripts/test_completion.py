@@ -1,0 +1,34 @@
+"""The measurement of completed scans."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scripts.completion import completion, dice, draw
+
+from ..conftest import TINY_NETWORK
+
+
+def test_drawn_slices_and_the_others():
+    label = np.zeros((3, 9, 3), int)
+    label[:, 1:8] = 2
+    drawn, others = draw(label, 1, 3)
+    assert np.flatnonzero(drawn.any(axis=(0, 2))).tolist() == [1, 4, 7]
+    assert others.tolist() == [2, 3, 5, 6]
+    drawn, others = draw(label, 1, "every second")
+    assert others.tolist() == [2, 4, 6]
+    found = label.copy()
+    found[:, 2] = 0
+    assert dice(label, label, 1, others) == 100
+    assert dice(found, label, 1, others) == 200 * 18 / (18 + 27)
+
+
+def test_table_of_a_phantom(phantom_dir, tiny_weights, tmp_path):
+    overrides = {"ckpt_path": str(tiny_weights), "device": "cpu", "image_size": [64, 64], "network_def": TINY_NETWORK}
+    table = completion(str(phantom_dir), str(tmp_path), slices=[3], scans=[0], overrides=overrides)
+    assert (tmp_path / "completion.md").read_text() == table + "\n"
+    _, _, row, mean = (line.split("|")[2:-1] for line in table.splitlines())
+    assert row[0].strip() == "phantom_01"
+    images, shapes, both = map(float, row[1:])
+    assert len({images, shapes, both}) == 3
+    assert [float(cell.strip(" *")) for cell in mean[1:]] == [images, shapes, both]
