@@ -12,7 +12,7 @@ import torch
 from bundle.data.protocol import PROTOCOLS
 from bundle.errors import explain
 
-from ..conftest import TINY_NETWORK
+from ..conftest import TINY_NETWORK, save_nifti
 from ..handlers.test_loss_guard import train
 
 PLAIN = {**TINY_NETWORK, "precision": "float32"}
@@ -31,6 +31,17 @@ def agree(one, other):
 @pytest.mark.parametrize("pseudo_supports", [0, 1])
 def test_inference(run_config, cuda, tmp_path, pseudo_supports):
     settings = {"network_def": PLAIN, "num_pseudo_supports": pseudo_supports, "save_confidence": True}
+    found = maps(run_config("inference", device="cuda:0", **settings))
+    agree(found, maps(run_config("inference", output_dir=str(tmp_path / "cpu"), **settings)))
+
+
+def test_a_scan_is_completed(run_config, cuda, tmp_path, phantom_dir):
+    file = nib.load(phantom_dir / "labelsTr" / "phantom_01.nii.gz")
+    part = np.array(file.dataobj)
+    part[..., 1::2] = 0
+    drawn = save_nifti(tmp_path / "part.nii.gz", part, file.affine)
+    own = {"image": str(phantom_dir / "imagesTr" / "phantom_01.nii.gz"), "label": str(drawn), "slices": "labelled"}
+    settings = {"network_def": PLAIN, "support": [own], "datalist": [{"image": own["image"]}]}
     found = maps(run_config("inference", device="cuda:0", **settings))
     agree(found, maps(run_config("inference", output_dir=str(tmp_path / "cpu"), **settings)))
 
