@@ -208,6 +208,7 @@ def _list_scans(paths: Sequence[str], support: set[str] = frozenset()) -> list[s
         support: real paths of labelled scans and their labels, which are left out of folders.
     """
     from bundle.data.datalist import list_images
+    from bundle.data.fingerprint import unread_files
     from bundle.data.prepare import is_label_map
 
     scans: list[str] = []
@@ -219,6 +220,8 @@ def _list_scans(paths: Sequence[str], support: set[str] = frozenset()) -> list[s
             if labels:
                 names = ", ".join(os.path.basename(label) for label in sorted(labels))
                 print(f"left aside as label maps: {names}; give the file itself to segment it")
+            for line in unread_files(folder):
+                print(line)
             found = [image for image in found if image not in labels]
             if not found:
                 raise ValueError(f"{folder}: no scans to segment; give NIfTI files, or use alpnet prepare for others")

@@ -298,12 +298,12 @@ def check_folder(dataset_dir: str | os.PathLike) -> list[Finding]:
             lines.append(f"{item}: is not read, the folder's name must be {wanted}; rename it")
     for images, labels in FOLDERS.items():
         named: dict[str, str] = {}
-        for item in _files(root / images, lines):
+        for item in _files(root / images, root, lines):
             if same_name(item) in named:
                 other = named[same_name(item)]
                 lines.append(f"{item}: differs from {other} in letter case or suffix alone; rename one of them")
             named[same_name(item)] = item.name
-        for item in _files(root / labels, lines):
+        for item in _files(root / labels, root, lines):
             image = named.get(same_name(item))
             if image is None:
                 lines.append(f"{item}: is a label without an image in {images}; add the image or remove the label")
@@ -313,14 +313,21 @@ def check_folder(dataset_dir: str | os.PathLike) -> list[Finding]:
     return [Finding(line) for line in [*lines, *_listed(root)]]
 
 
-def _files(folder: Path, lines: list[str]) -> list[Path]:
-    """NIfTI files of a folder; lines about what is none."""
+def unread_files(folder: str | os.PathLike) -> list[str]:
+    """One line, with a remedy, about each file or folder in a folder of scans that is not read as a scan."""
+    lines: list[str] = []
+    _files(Path(folder), Path(folder), lines)
+    return lines
+
+
+def _files(folder: Path, root: Path, lines: list[str]) -> list[Path]:
+    """NIfTI files of a folder of a data set; lines about what is none."""
     found = []
     for item in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = item.name.lower()
         if item.name.startswith("."):
             continue
-        remedy = f"convert the data set with `{prepare_command(folder.parent)}`"
+        remedy = f"convert {'it' if folder == root else 'the data set'} with `{prepare_command(root)}`"
         if item.name.endswith(SUFFIXES):
             found.append(item)
         elif item.is_dir():

@@ -62,6 +62,19 @@ def test_scans_and_supports(phantom_dir, image, label):
     assert (ids["device"], ids["ckpt_path"]) == ("cpu", "w.pt")
 
 
+def test_files_of_a_folder_that_are_not_read_are_named_with_what_to_do(image, label, tmp_path, capsys):
+    shutil.copy(image, tmp_path / "a.nii.gz")
+    for name in ("b.NII.gz", "c.nrrd", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    ids = parsed("segment", str(tmp_path), "--support", str(image), str(label), "-o", "out")[1]
+    assert ids["datalist"] == [{"image": str(tmp_path / "a.nii.gz")}]
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert told[0] == f"{tmp_path / 'b.NII.gz'}: is not read, its suffix must be in lower case; rename it"
+    assert told[1].startswith(f"{tmp_path / 'c.nrrd'}: is not read, only NIfTI is; convert it with `")
+    assert f"--src {tmp_path}" in told[1]
+
+
 def test_a_scan_to_complete_is_its_own_support(image, label):
     files, ids = parsed("complete", str(image), str(label), "--support", "a", "b", "-o", "out")
     assert files == ["inference"]
