@@ -144,7 +144,7 @@ class FewShotSegmenter:
         support = []
         for index, (image, label) in enumerate(zip(scans, maps)):
             options = {key: given[index] for key, given in per_scan.items()}
-            support.append(self._support_scan(image, label, index + 1, affine, spacing, options))
+            support.append(self._support_scan(*self._labelled(image, label, index + 1, affine, spacing), options))
         self.inferer.set_support(keep_labels(support, self.inferer.support_encoder.labels))
         self._ready = True
 
@@ -222,11 +222,11 @@ class FewShotSegmenter:
         """
         encoder = self.inferer.support_encoder
         others = encoder.given
-        scan, drawn = self._labelled(image, label, 1, affine, spacing)
-        own = self._support_scan(image, label, 1, affine, spacing, {SLICES: "labelled"})
+        scan, marks = self._labelled(image, label, 1, affine, spacing)
+        own = self._support_scan(scan, marks, {SLICES: "labelled"})
         try:
             encoder.set_support(keep_labels([own, *others], encoder.labels))
-            return self._segment(image, scan, confidence, MatchLabel()(drawn, scan))
+            return self._segment(image, scan, confidence, MatchLabel()(marks, scan))
         finally:
             encoder.set_support(others)
 
@@ -244,11 +244,8 @@ class FewShotSegmenter:
         reverse_dice = {int(value): float(number) for value, number in zip(values, numbers)}
         return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice)
 
-    def _support_scan(
-        self, image: Scan, label: Scan, number: int, affine: Any, spacing: Any, options: Mapping[str, Any]
-    ) -> SupportScan:
-        """A labelled scan in the network's frame."""
-        scan, marks = self._labelled(image, label, number, affine, spacing)
+    def _support_scan(self, scan: MetaTensor, marks: MetaTensor, options: Mapping[str, Any]) -> SupportScan:
+        """A labelled scan that was read, in the network's frame."""
         names = {key: str(item.meta["filename_or_obj"]) for key, item in ((IMAGE, scan), (LABEL, marks))}
         return load_support({**names, **options}, lambda _: _apply(self._framers, {IMAGE: scan, LABEL: marks}))
 

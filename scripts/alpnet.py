@@ -220,7 +220,7 @@ def _list_scans(paths: Sequence[str], support: set[str] = frozenset()) -> list[s
             if labels:
                 names = ", ".join(os.path.basename(label) for label in sorted(labels))
                 print(f"left aside as label maps: {names}; give the file itself to segment it")
-            for line in unread_files(folder):
+            for line in unread_files(folder, path):
                 print(line)
             found = [image for image in found if image not in labels]
             if not found:

@@ -197,7 +197,7 @@ def inference(place: Place) -> Iterator[Row]:
     long.affine[2, 2] = spacing_mm
     size = (*support.label.shape[:2], place.slices)
     label = F.interpolate(support.label[None, None].float(), size=size)[0, 0].long()
-    parts = torch.arange(size[0])[:, None, None] * 4 // size[0]  # each label becomes several
+    parts = torch.arange(size[0])[:, None, None] // 8 % 4  # each label becomes several
     label = torch.where(label > 0, 1 + ((label - 1) * 4 + parts) % place.labels, 0)
     image = F.interpolate(support.image[None], size=size, mode="trilinear")[0]
     many = SupportScan(image.cpu(), label.cpu(), spacing_mm, "many slices")

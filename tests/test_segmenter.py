@@ -368,3 +368,12 @@ def test_files_are_completed_without_another_support(tiny_weights, phantom_dir, 
         segmenter.segment(scan_of(phantom_dir, 3))
     with pytest.raises(ValueError, match="empty.nii.gz: the support label has no foreground"):
         segmenter.complete(scan_of(phantom_dir, 2), save_nifti(tmp_path / "empty.nii.gz", 0 * part, affine))
+
+
+def test_of_a_completed_scan_wanted_labels_alone_are_kept(tiny_weights, phantom_dir):
+    image, affine, label, part, kept = partly_labelled(phantom_dir)
+    segmenter = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), labels=[1], **SETTINGS)
+    found = segmenter.complete(image, part, affine=affine)
+    assert set(np.unique(found)) == {0, 1}
+    shown = kept[(label == 1)[..., kept].any(axis=(0, 1))]
+    np.testing.assert_array_equal(found[..., shown], (label == 1)[..., shown])

@@ -313,10 +313,15 @@ def check_folder(dataset_dir: str | os.PathLike) -> list[Finding]:
     return [Finding(line) for line in [*lines, *_listed(root)]]
 
 
-def unread_files(folder: str | os.PathLike) -> list[str]:
-    """One line, with a remedy, about each file or folder in a folder of scans that is not read as a scan."""
+def unread_files(folder: str | os.PathLike, root: str | os.PathLike) -> list[str]:
+    """One line, with a remedy, about each file or folder in a folder of scans that is not read as a scan.
+
+    Args:
+        folder: the folder.
+        root: the data set that it belongs to, or the folder itself.
+    """
     lines: list[str] = []
-    _files(Path(folder), Path(folder), lines)
+    _files(Path(folder), Path(root), lines)
     return lines
 
 

@@ -8,14 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.utils import optional_import
+from scipy.ndimage import distance_transform_edt  # MONAI's looks for cuCIM again for each slice, which takes as long
 from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
-
-# MONAI's of this name looks for cuCIM again for each slice, which takes as long as the distances
-distance_transform_edt, _ = optional_import("scipy.ndimage", name="distance_transform_edt")
 
 
 class EncodedSupport:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from monai.utils import optional_import
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from .scans import EncodedSupport, thumbprint
-
-distance_transform_edt, _ = optional_import("scipy.ndimage", name="distance_transform_edt")
+from .scores import margins
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ShapeInterpolation:
             return scores
         shapes = self.shapes(labels, slices, values, spacing_mm, pixel_mm).to(scores)
         shares = self.shares(labels, slices, values, spacing_mm).to(scores)[..., None, None]
-        images = self.margins(scores)
+        images = margins(scores)[:, 1:].clamp(-self.reach, self.reach)
         mixed = torch.where(shapes.isnan(), images, torch.lerp(images, shapes, shares))
         return torch.cat([-mixed.amax(dim=1, keepdim=True), mixed], dim=1)
 
@@ -105,12 +104,6 @@ class ShapeInterpolation:
             if len(shown):  # it ends halfway to the next labelled slice
                 heights[row] = (ends[shown[-1] + 1] - ends[shown[0]]).clamp(min=1) * spacing_mm
         return (heights / (heights + self.decline * away[:, None])).float()
-
-    def margins(self, scores: Tensor) -> Tensor:
-        """What each label wins by in scores ``(D, 1 + n, H, W)``: ``(D, n, H, W)``, in -reach..reach."""
-        best, winner = scores.max(dim=1, keepdim=True)
-        second = scores.scatter(1, winner, -torch.inf).amax(dim=1, keepdim=True)
-        return torch.where(scores == best, best - second, scores - best)[:, 1:].clamp(-self.reach, self.reach)
 
     def draw(self, scores: Tensor, own: EncodedSupport, values: Sequence[int]) -> None:
         """Make labelled slices of scores ``(D, 1 + n, H, W)``, in place, what somebody drew there, beyond doubt."""

@@ -37,16 +37,22 @@ def compile_arguments(compile: bool, cuda_graphs: bool, device: str | torch.devi
     return {"compile": False, "compile_kwargs": None}
 
 
-def slices_at_once(device: str | torch.device) -> int:
-    """How many slices a device works on at once: 16, and on a GPU eight a gigabyte of its memory, up to 128.
+def slices_at_once(device: str | torch.device, fewest: int = 16, per_gigabyte: float = 8.0, most: int = 128) -> int:
+    """How many slices a device works on at once.
 
-    More would leave a processor's cache; fewer leave most of a GPU idle while the next kernel is started.
+    More than the fewest would leave a processor's cache; on a GPU they leave most of it idle while kernels are started.
+
+    Args:
+        device: where the network runs.
+        fewest: on a processor, and on a GPU at least.
+        per_gigabyte: on a GPU for each gigabyte of its memory.
+        most: on a GPU at most.
     """
     device = torch.device(device)
     if device.type != "cuda":
-        return 16
+        return fewest
     gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return max(16, min(128, int(8 * gigabytes)))
+    return max(fewest, min(most, int(per_gigabyte * gigabytes)))
 
 
 def set_deterministic(deterministic: bool) -> None:

@@ -20,7 +20,10 @@ from .spatial import slice_axis
 
 
 class KeepDrawnSlices(Transform):
-    """Put the slices that show a label in a drawn label map into a predicted one, voxel by voxel."""
+    """Put the slices that show a label in a drawn label map into a predicted one, voxel by voxel.
+
+    Labels that the prediction does not look for, by ``label_values`` in its meta data, count as not drawn.
+    """
 
     def __call__(self, label_map: MetaTensor, drawn: torch.Tensor) -> MetaTensor:
         """Put them in.
@@ -36,6 +39,9 @@ class KeepDrawnSlices(Transform):
             raise ValueError(f"expected a label of shape {tuple(label_map.shape)}, got {tuple(drawn.shape)}")
         axis = 1 + slice_axis(label_map.affine)
         given = drawn.as_subclass(torch.Tensor).to(label_map.device).round()
+        if "label_values" in label_map.meta:
+            wanted = torch.as_tensor(label_map.meta["label_values"]).flatten().to(given)
+            given = torch.where(torch.isin(given, wanted), given, 0)
         shown = (given > 0).movedim(axis, 0).flatten(1).any(dim=1)
         shape = [-1 if index == axis else 1 for index in range(given.ndim)]
         kept = torch.where(shown.reshape(shape), given.to(label_map.dtype), label_map.as_subclass(torch.Tensor))
@@ -73,16 +79,16 @@ class KeepDrawnSlicesd(MapTransform):
                 label_map: MetaTensor = out[key]
                 if os.path.realpath(str(label_map.meta.get("filename_or_obj", ""))) == os.path.realpath(entry[IMAGE]):
                     read = LoadImage(reader=NiftiReader, image_only=True)(entry[LABEL])
-                    out[key] = self.keep(label_map, self._wanted(label_map, entry, EnsureChannelFirst()(read)))
+                    placed = self.match(EnsureChannelFirst()(read), label_map).as_subclass(torch.Tensor)
+                    out[key] = self.keep(label_map, _renumber(placed, entry.get(VALUES)))
         return out
 
-    def _wanted(self, label_map: MetaTensor, entry: Mapping[str, Any], label: MetaTensor) -> torch.Tensor:
-        """The label on the image's voxels, with the values of the result alone."""
-        placed = self.match(label, label_map).as_subclass(torch.Tensor)
-        values = torch.as_tensor(label_map.meta["label_values"]).flatten().tolist()
-        numbers = {int(old): int(new) for old, new in (entry.get(VALUES) or {value: value for value in values}).items()}
-        wanted = torch.zeros_like(placed)
-        for old, new in numbers.items():
-            if new in values:
-                wanted[placed == old] = new
-        return wanted
+
+def _renumber(label: torch.Tensor, numbers: Mapping[Any, Any] | None) -> torch.Tensor:
+    """A label map with the values ``{value in the file: value in the result}``; as it is without them."""
+    if numbers is None:
+        return label
+    found = torch.zeros_like(label)
+    for old, new in numbers.items():
+        found[label == int(old)] = int(new)
+    return found

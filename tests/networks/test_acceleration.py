@@ -9,11 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bundle.networks import acceleration, compile_arguments, set_deterministic
+from bundle.networks import acceleration, compile_arguments, set_deterministic, slices_at_once
 
 from ..conftest import ROOT, TINY_NETWORK
 
 PLAIN = {"compile": False, "compile_kwargs": None}
+
+
+@pytest.mark.parametrize(("gigabytes", "slices"), [(1, 16), (8, 64), (80, 128)])
+def test_a_gpu_takes_as_many_slices_as_its_memory_allows(gigabytes, slices, monkeypatch):
+    memory = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert slices_at_once("cuda:0") == slices
+    assert slices_at_once("cpu") == 16
 
 
 @pytest.fixture

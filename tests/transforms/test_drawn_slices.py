@@ -29,6 +29,14 @@ def test_drawn_slices_stay_and_others_are_what_was_predicted(geometry):
         np.testing.assert_array_equal(np.take(found[0].numpy(), index, axis), expected)
 
 
+def test_labels_that_are_not_looked_for_count_as_not_drawn(geometry):
+    predicted, drawn, *_ = scene(geometry)
+    wanted = volume(predicted, geometry[0], label_values=torch.tensor([[2]]))
+    found = KeepDrawnSlices()(wanted, volume(drawn, geometry[0]))
+    expected = KeepDrawnSlices()(volume(predicted, geometry[0]), volume(np.where(drawn == 2, 2, 0), geometry[0]))
+    assert torch.equal(found.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
+
+
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"expected a label of shape \(1, 4, 4, 4\), got \(1, 4, 4, 5\)"):
         KeepDrawnSlices()(volume(np.zeros((4, 4, 4))), torch.zeros(1, 4, 4, 5))
