@@ -77,7 +77,7 @@ class Place:
         rounds: turns of the bundle and the literal loop.
         slices: slices of the long scan.
         labels: its labels.
-        num_folds: folds of the data set, of which the first is trained.
+        num_folds: folds of the data set.
         overrides: further ids of the configs.
     """
 
@@ -145,20 +145,24 @@ def tests(place: Place) -> Iterator[Row]:
 
 
 def agreement(place: Place) -> Iterator[Row]:
-    """Same weights, same scan: how many voxels get the same label on the device as on the CPU in single precision."""
+    """Same weights, same scan: how many voxels get the same label on the device as on the CPU, in either precision."""
 
     def label_map(device: str, precision: str) -> torch.Tensor:
         inferer, network, support, query = place.inference(device, {"precision": precision})
         inferer.set_support([support])
         return inferer(query[None], network)[0].as_subclass(torch.Tensor).argmax(dim=0).cpu()
 
-    expected = label_map("cpu", "float32")
-    for precision in ("float32", "bfloat16"):
-        found = label_map(place.device, precision)
-        shown = (expected > 0) | (found > 0)
-        same = expected == found
+    def row(what: str, expected: torch.Tensor, found: torch.Tensor) -> Row:
+        same, shown = expected == found, (expected > 0) | (found > 0)
         note = f"{100 * float(same[shown].float().mean()):.3f}% of those that one of both labels"
-        yield Row(f"voxels labelled as on the CPU, {precision}", 100 * float(same.float().mean()), None, "%", note)
+        return Row(f"voxels labelled as {what}", 100 * float(same.float().mean()), None, "%", note)
+
+    maps = {}
+    for precision in ("float32", "bfloat16"):
+        maps[precision] = label_map(place.device, precision)
+        print(f"{precision} on {place.device} done", file=sys.stderr, flush=True)
+        yield row(f"on the CPU, {precision}", label_map("cpu", precision), maps[precision])
+    yield row("in float32 by bfloat16", maps["float32"], maps["bfloat16"])
 
 
 def training(place: Place, **acceleration: Any) -> Iterator[Row]:
@@ -229,28 +233,29 @@ def inference(place: Place) -> Iterator[Row]:
     pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(60)
 
 
-def fold(place: Place) -> Iterator[Row]:
-    """One fold trained and evaluated on the device, and evaluated by the same weights on the CPU."""
-    folder = place.work_dir / "fold"
-    settings: dict[str, Any] = {"folds": [0], "num_folds": place.num_folds}
-    overrides = {**place.overrides, "device": place.device, "cache_dir": str(place.work_dir / "cache")}
+def folds(place: Place) -> Iterator[Row]:
+    """All folds trained and evaluated side by side, and the first evaluated by the same weights on the CPU."""
+    folder = place.work_dir / "folds"
+    every = list(range(place.num_folds))
+    settings: dict[str, Any] = {"num_folds": place.num_folds}
+    overrides = {**place.overrides, "device": place.device}
     started = time.perf_counter()
-    accuracy(place.dataset_dir, str(folder), overrides=overrides, **settings)
+    accuracy(place.dataset_dir, str(folder), folds=every, jobs=len(every), overrides=overrides, **settings)
     seconds = time.perf_counter() - started
-    run = folder / "setting1" / "fold0_seed0"
 
     def dice(path: Path) -> float:
         return float(json.loads((path / "official" / "summary.json").read_text())["mean"])
 
-    trained = json.loads((run / "run.json").read_text())["seconds"]
-    yield Row("one fold, from the scans to the Dice", seconds, None, "s", f"{trained:.0f} s of it training")
-    yield Row("Dice of it", dice(run), None, "%")
-    settings |= {
-        "weights": str(run / "models" / "model_final.pt"),
-        "overrides": {**place.inference_overrides, "device": "cpu"},
-    }
-    accuracy(place.dataset_dir, str(folder / "cpu"), **settings)
-    yield Row("Dice by the same weights on the CPU", dice(folder / "cpu" / "setting1" / "fold0_seed0"), None, "%")
+    runs = [folder / "setting1" / f"fold{fold}_seed0" for fold in every]
+    trained = max(json.loads((run / "run.json").read_text())["seconds"] for run in runs)
+    note = f"the longest training took {trained:.0f} s; Dice {', '.join(f'{dice(run):.1f}' for run in runs)}"
+    yield Row(f"{len(every)} folds side by side, from the scans to the Dice", seconds, None, "s", note)
+    yield Row("Dice of the first", dice(runs[0]), None, "%")
+    settings |= {"weights": str(runs[0] / "models" / "model_final.pt")}
+    overrides = {**place.inference_overrides, "device": "cpu"}
+    accuracy(place.dataset_dir, str(folder / "cpu"), folds=[0], overrides=overrides, **settings)
+    found = dice(folder / "cpu" / "setting1" / "fold0_seed0")
+    yield Row("Dice of the first by the same weights on the CPU", found, None, "%")
 
 
 def processes(place: Place) -> Iterator[Row]:
@@ -262,14 +267,14 @@ def processes(place: Place) -> Iterator[Row]:
 
 START_S = 90  # what a process may take until its first part begins
 PARTS: dict[str, tuple[Callable[..., Iterator[Row]], int]] = {  # with the most seconds that each may take
-    "agreement": (agreement, 45),
+    "training": (training, 90),
+    "agreement": (agreement, 60),
+    "folds": (folds, 200),
+    "tests": (tests, 120),
     "inference": (inference, 70),
-    "training": (training, 75),
-    "fold": (fold, 90),
-    "tests": (tests, 80),
-    "processes": (processes, 45),
-    "graphs": (graphs, 35),
-    "compiled": (compiled, 40),
+    "processes": (processes, 60),
+    "graphs": (graphs, 40),
+    "compiled": (compiled, 60),
 }
 
 
@@ -285,11 +290,12 @@ def run(
 
     What an earlier call with the same folder measured is not measured again; what failed is. One process measures all
     parts, since starting one takes as long as some of them; after a part that failed or took too long another goes on.
+    What ``limit_s`` leaves no time for is measured by the next call.
 
     Args:
         output_dir: folder of ``gpu.md``, the table, ``results.json`` and ``log.txt``.
         dataset_dir: folder of the data set, every image labelled.
-        parts: what to measure, out of agreement, inference, training, fold, tests, processes, graphs, compiled.
+        parts: what to measure, out of training, agreement, folds, tests, inference, processes, graphs, compiled.
         work_dir: folder of caches and trainings; by default one for temporary files, which a later call finds again.
         limit_s: seconds of all parts together.
         **settings: see :class:`Place`.

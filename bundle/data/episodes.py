@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,11 +119,16 @@ class EpisodeDataset(Dataset):
             cache = ArrayCache(self.cache_dir, [type(self), self.transform])
             rank, processes = _process()
             order = own_first(len(entries), rank, processes)
+            if processes == 1 and cache.folder:  # trainings beside this one begin elsewhere, and share what is done
+                random.Random(os.getpid()).shuffle(order)
             with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
-                scans = pool.map(partial(self._read, cache), [entries[index] for index in order])
-                shown = progress(scans, len(entries), "superpixels") if self.progress and rank == 0 else scans
-                done = dict(zip(order, shown))
-            parts = [done[index] for index in range(len(entries))]
+                read = {index: pool.submit(self._read, cache, entries[index]) for index in order}
+                scans = (read[index].result() for index in range(len(entries)))
+                try:
+                    parts = list(progress(scans, len(entries), "superpixels") if self.progress and rank == 0 else scans)
+                except Exception:
+                    pool.shutdown(cancel_futures=True)  # no work for nothing
+                    raise
             sizes = {tuple(images.shape[1:]) for images, _, _ in parts}
             if len(sizes) > 1:
                 raise ValueError(f"slices must be of one size after preprocessing, got {sorted(sizes)}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class Superpixels(Transform):
             (variants: 100 with ``sigma=0.8``, 1600); a typical choice for SLIC is ``n_segments=100,
             compactness=0.1``.
         min_piece: smallest area in pixels of a piece that stays in the map.
-        num_workers: threads over slices (scikit-image releases the interpreter lock while it segments).
+        num_workers: threads over slices, shared by all scans that are prepared at a time (scikit-image releases the
+            interpreter lock while it segments).
 
     Raises:
         ValueError: for an unknown method, a parameter that it does not take, an image and mask of different shape, or
@@ -85,8 +87,7 @@ class Superpixels(Transform):
         volume = values[0] if values.ndim == 4 else values[0, ..., None]
         body = inside[0] if inside.ndim == 4 else inside[0, ..., None]
         jobs = [(volume[..., z], body[..., z], level) for level in self.levels for z in range(volume.shape[-1])]
-        with ThreadPoolExecutor(self._num_workers) as pool:
-            slices = np.stack(list(pool.map(self._segment, *zip(*jobs))))
+        slices = np.stack(list(_pool(self._num_workers, os.getpid()).map(self._segment, *zip(*jobs))))
         maps = slices.reshape(len(self.levels), volume.shape[-1], *volume.shape[:2]).transpose(0, 2, 3, 1)
         return convert_to_dst_type(maps if values.ndim == 4 else maps[..., 0], image, dtype=torch.int16)[0]
 
@@ -105,6 +106,12 @@ class Superpixels(Transform):
         areas = np.bincount(pieces.ravel())
         pieces[areas[pieces] < self.min_piece] = 0
         return relabel_sequential(pieces)[0].astype(np.int16)
+
+
+@cache
+def _pool(num_workers: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process: those of a process that forked do not come along."""
+    return ThreadPoolExecutor(num_workers)
 
 
 class Superpixelsd(MapTransform):
