@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .keys import MODALITY, MODALITY_REASON
+from .keys import MODALITY, MODALITY_REASON, NEXT_SLICE
 
 
 def label_name(value: int, names: Mapping[int, str]) -> str:
@@ -35,8 +35,8 @@ def describe_quality(
 
     Returns:
         ``{"modality": "ct" or "mr", "modality_reason": text, "support_similarity": …, "rotated_degrees": …,
-        "mirrored": "left-right", "atlas_fallback": [name, …], "reverse_dice": {name: …}, "warning": text}``, without
-        what was not measured or is fine.
+        "mirrored": "left-right", "atlas_fallback": [name, …], "reverse_dice": {name: …}, "next_slice": number,
+        "warning": text}``, without what was not measured or is fine.
     """
     found: dict[str, Any] = {}
     warnings = []
@@ -87,6 +87,8 @@ def describe_quality(
         if weak:
             what = "the support does not fit this scan" if len(weak) == len(numbers) else "look at these labels"
             warnings.append(f"{what}, reverse Dice below {warn_reverse_dice_below}: {', '.join(weak)}")
+    if isinstance(prediction.meta.get(NEXT_SLICE), int):
+        found[NEXT_SLICE] = prediction.meta[NEXT_SLICE]
     if warnings:
         found["warning"] = "; ".join(warnings)
     return found

@@ -19,7 +19,7 @@ from .data.datalist import typed_path
 from .data.fingerprint import read_fingerprint
 from .data.reader import OTHER_AFFINE
 from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
-from .keys import CONFIDENCE, IMAGE, LABEL, PRED
+from .keys import CONFIDENCE, IMAGE, LABEL, NEXT_SLICE, PRED
 from .networks import load_weights
 from .options import read_config
 from .transforms import KeepDrawnSlices, MatchLabel
@@ -35,12 +35,15 @@ class Segmentation(NamedTuple):
         confidence: percent, uint8, on the same grid and of the same type.
         support_similarity: how similar the scan is to the most similar support scan, in -1..1.
         reverse_dice: each label's value and how well the prediction gives the support's label back, in 0..1.
+        next_slice: of a completed scan, the number of the least sure slice, which is worth being labelled next, from 0
+            along the axis of the slices.
     """
 
     label: Any
     confidence: Any
     support_similarity: float
     reverse_dice: dict[int, float]
+    next_slice: int | None = None
 
 
 class FewShotSegmenter:
@@ -236,13 +239,16 @@ class FewShotSegmenter:
         item: Mapping[Any, Any] = _apply(self._framers, {IMAGE: volume})
         scores = self.inferer(item[IMAGE][None].to(self.device), self.network)[0]
         item = _apply(self._finishers[confidence], {**item, PRED: scores})
-        label = _like(item[PRED] if drawn is None else KeepDrawnSlices()(item[PRED], drawn), image)
+        if drawn is not None:
+            item = {**item, PRED: KeepDrawnSlices()(item[PRED], drawn)}
+        label = _like(item[PRED], image)
         if not confidence:
             return label
         similarity = float(torch.as_tensor(item[PRED].meta["support_similarity"]).flatten()[0])
         values, numbers = (torch.as_tensor(item[PRED].meta[key]).flatten() for key in ("label_values", "reverse_dice"))
         reverse_dice = {int(value): float(number) for value, number in zip(values, numbers)}
-        return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice)
+        next_slice = item[PRED].meta.get(NEXT_SLICE)
+        return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice, next_slice)
 
     def _support_scan(self, scan: MetaTensor, marks: MetaTensor, options: Mapping[str, Any]) -> SupportScan:
         """A labelled scan that was read, in the network's frame."""

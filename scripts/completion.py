@@ -22,61 +22,123 @@ inferers = OnDemand("bundle.inferers")
 segmenter = OnDemand("bundle.segmenter")
 spatial = OnDemand("bundle.transforms.spatial")
 EVERY_SECOND = "every second"
+SLICES = (EVERY_SECOND, 5)
+GROWTH = (1, 2, 3, 5, 8)
 WAYS = ("images", "shapes", "both")
 
 
 def completion(
     dataset_dir: str,
     output_dir: str = "completion",
-    slices: Sequence[int | str] = (EVERY_SECOND, 5),
+    slices: Sequence[int | str] = SLICES,
     scans: Sequence[int] = (3, 11),
+    growth: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> str:
     """Label some slices of a scan and measure the Dice over the others; print and write the table.
+
+    By default the outermost slices that show a label are among the labelled ones, and the slices between them count.
+    With ``growth``, slices are added one after another, in the middle of equal parts of what the labels reach or where
+    the completed scan is the least sure, and the whole scan counts, labelled slices included: what an annotator gets.
 
     Args:
         dataset_dir: folder of the data set, every image labelled.
         output_dir: folder of the table.
         slices: how many slices are labelled, evenly spread over what the labels reach, or "every second".
         scans: numbers of the scans, in the data set's order.
+        growth: measure how the Dice grows with the number of slices, by default 1, 2, 3, 5 and 8.
         overrides: further ids of ``configs/inference.json``.
     """
     entries = data.make_datalist(dataset_dir)
     made = segmenter.FewShotSegmenter.from_bundle(**(overrides or {}))
+    if growth:
+        counts = sorted(int(how) for how in slices if how != EVERY_SECOND) if tuple(slices) != SLICES else GROWTH
+        return _write(_growth_rows(made, [entries[number] for number in scans], counts), Path(output_dir, "growth.md"))
     stage = made.inferer.shape_interpolation or inferers.ShapeInterpolation()
     stages = {"images": None, "shapes": inferers.ShapeInterpolation(stage.slope, 0.0, stage.reach), "both": stage}
     lines = ["| labelled | scan | " + " | ".join(WAYS) + " |", "|---" * (2 + len(WAYS)) + "|"]
     for how in slices:
         rows = []
         for number in scans:
-            image, label = (nib.load(entries[number][key]) for key in ("image", "label"))
-            values, whole = np.asarray(image.dataobj, np.float32), np.rint(np.asarray(label.dataobj)).astype(np.int32)
-            axis = spatial.slice_axis(image.affine)
+            values, whole, affine, axis = read(entries[number])
             drawn, others = draw(whole, axis, how)
             found = {}
             for way, own in stages.items():
                 made.inferer.shape_interpolation = own
-                found[way] = dice(made.complete(values, drawn, affine=image.affine), whole, axis, others)
+                found[way] = dice(made.complete(values, drawn, affine=affine), whole, axis, others)
             rows.append([found[way] for way in WAYS])
             name = os.path.basename(entries[number]["image"]).partition(".")[0]
             lines.append(f"| {how} | {name} | " + " | ".join(f"{found[way]:.1f}" for way in WAYS) + " |")
             print(lines[-1], flush=True)
         lines.append(f"| {how} | mean | " + " | ".join(f"**{fmean(column):.1f}**" for column in zip(*rows)) + " |")
+    return _write(lines, Path(output_dir, "completion.md"))
+
+
+def _growth_rows(made: Any, entries: Sequence[dict[str, Any]], counts: Sequence[int]) -> list[str]:
+    """The table of how the Dice grows with the number of labelled slices, see :func:`completion`."""
+    lines = ["| slices chosen | scan | " + " | ".join(map(str, counts)) + " |", "|---" * (2 + len(counts)) + "|"]
+    rows: dict[str, list[list[float]]] = {"evenly": [], "least sure": []}
+    for entry in entries:
+        values, whole, affine, axis = read(entry)
+        shown = slices_that_show(whole, axis)
+        name = os.path.basename(entry["image"]).partition(".")[0]
+        for how, found in rows.items():
+            kept: list[int] = []
+            row: dict[int, float] = {}
+            result = None
+            for count in range(1, max(counts) + 1):
+                if how == "evenly":
+                    kept = [int(part[len(part) // 2]) for part in np.array_split(shown, min(count, len(shown)))]
+                else:
+                    kept.append(int(shown[len(shown) // 2]) if result is None else result.next_slice)
+                if how == "evenly" and count not in counts:
+                    continue
+                drawn = on_slices(whole, axis, kept)
+                result = made.complete(values, drawn, affine=affine, confidence=True)
+                if count in counts:
+                    row[count] = dice(result.label, whole, axis, np.arange(whole.shape[axis]))
+            found.append([row[count] for count in counts])
+            lines.append(f"| {how} | {name} | " + " | ".join(f"{number:.1f}" for number in found[-1]) + " |")
+            print(lines[-1], flush=True)
+    for how, found in rows.items():
+        lines.append(f"| {how} | mean | " + " | ".join(f"**{fmean(column):.1f}**" for column in zip(*found)) + " |")
+    return lines
+
+
+def _write(lines: Sequence[str], path: Path) -> str:
+    """Write a table, and return it."""
     table = "\n".join(lines)
-    write_text(Path(output_dir) / "completion.md", table + "\n")
+    write_text(path, table + "\n")
     return table
+
+
+def read(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Image, label map and affine of a labelled scan, and the axis of its slices."""
+    image, label = (nib.load(entry[key]) for key in ("image", "label"))
+    values, whole = np.asarray(image.dataobj, np.float32), np.rint(np.asarray(label.dataobj)).astype(np.int32)
+    return values, whole, image.affine, spatial.slice_axis(image.affine)
+
+
+def slices_that_show(label: np.ndarray, axis: int) -> np.ndarray:
+    """Numbers of the slices that show a label, ascending."""
+    return np.flatnonzero((np.moveaxis(label, axis, 0) > 0).reshape(label.shape[axis], -1).any(axis=1))
+
+
+def on_slices(label: np.ndarray, axis: int, slices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A label map on some slices alone."""
+    drawn = np.zeros_like(label)
+    np.moveaxis(drawn, axis, 0)[slices] = np.moveaxis(label, axis, 0)[slices]
+    return drawn
 
 
 def draw(label: np.ndarray, axis: int, how: int | str) -> tuple[np.ndarray, np.ndarray]:
     """A label map on some slices alone, and the numbers of the others between the first and the last that show it."""
-    shown = np.flatnonzero((np.moveaxis(label, axis, 0) > 0).reshape(label.shape[axis], -1).any(axis=1))
+    shown = slices_that_show(label, axis)
     if how == EVERY_SECOND:
         kept = shown[::2]
     else:
         kept = np.unique(np.round(np.linspace(shown[0], shown[-1], int(how))).astype(int))
-    drawn = np.zeros_like(label)
-    np.moveaxis(drawn, axis, 0)[kept] = np.moveaxis(label, axis, 0)[kept]
-    return drawn, np.setdiff1d(np.arange(shown[0], shown[-1] + 1), kept)
+    return on_slices(label, axis, kept), np.setdiff1d(np.arange(shown[0], shown[-1] + 1), kept)
 
 
 def dice(found: np.ndarray, truth: np.ndarray, axis: int, slices: np.ndarray) -> float:

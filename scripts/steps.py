@@ -26,7 +26,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "n-way episodes, balanced loss": ("num_ways", "loss", "network_def#align", "network_def#upsample_training"),
     "smoothing along z": ("smoothing_mm", "smoothing_share"),
     "registration of the cells, seven slices answer": ("registration", "num_slices"),
-    "label completion": ("completion", "shape_interpolation"),
+    "label completion": ("completion", "shape_interpolation", "extension"),
     "refinement": ("refinement",),
     "guided upsampling": ("upsampling",),
     "checks of the answer: the default": (

@@ -21,6 +21,7 @@ from .reader import NiftiReader
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
+ORIGINAL = "original"  # what the server segmented itself
 
 
 def label_value_names(values: Sequence[int], label_info: Sequence[Mapping[str, Any]], name: str = "label") -> dict:
@@ -92,10 +93,16 @@ class Datastore:
         found = []
         for key, item in self.objects.items():
             if FINAL in item.get("labels", {}):
-                files = (self._image(key, item), self._label(key, item))
+                files = (self._image(key, item), self.label(key, FINAL))
                 if all(file.is_file() for file in files):
                     found.append((item["labels"][FINAL].get("info", {}).get("ts", 0), key))
         return [key for _, key in sorted(found)]
+
+    def unfinished(self, key: str) -> str | None:
+        """Tag of a label of a scan that somebody drew and did not finish, the last one; ``None`` if there is none."""
+        labels = self.objects[key].get("labels", {})
+        drawn = [tag for tag in labels if tag not in (FINAL, ORIGINAL) and self.label(key, tag).is_file()]
+        return max(drawn, key=lambda tag: labels[tag].get("info", {}).get("ts", 0), default=None)
 
     def unlabelled(self) -> list[str]:
         """Identifiers of the scans without a finished label, sorted."""
@@ -110,7 +117,14 @@ class Datastore:
                 return {str(name): float(number) for name, number in found.items()}
         return {}
 
-    def entries(self, keys: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def label(self, key: str, tag: str = FINAL) -> Path:
+        """Path of a scan's label with a tag, which the index lists."""
+        extension = self.objects[key]["labels"][tag].get("ext", "")
+        return self._inside(self.root / "labels" / tag / f"{key}{extension}")
+
+    def entries(
+        self, keys: Sequence[str], tags: Mapping[str, str] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Support entries of finished scans, on one common numbering of the names.
 
         A name has the value that the first of the scans gives it; if another name has that already, the lowest free.
@@ -118,6 +132,7 @@ class Datastore:
 
         Args:
             keys: identifiers of scans with a finished label.
+            tags: ``{identifier: tag}`` of scans of which another label counts; of these, some slices are labelled.
 
         Returns:
             ``[{"image": path, "label": path, "values": {"file's value": value}}, …]`` and ``{name: value}``.
@@ -132,13 +147,14 @@ class Datastore:
             item = self.objects.get(key)
             if item is None:
                 raise ValueError(f"support {key!r}: no such image in the studies folder, only {sorted(self.objects)}")
-            if key not in self.finished():
+            tag = (tags or {}).get(key, FINAL)
+            if tag == FINAL and key not in self.finished():
                 raise ValueError(f"support {key!r}: has no finished label; finished are {self.finished()}")
-            label = self._label(key, item)
-            info = item["labels"][FINAL].get("info", {}).get("label_info") or []
+            label = self.label(key, tag)
+            info = item["labels"][tag].get("info", {}).get("label_info") or []
             names = label_value_names(label_values(label), info, str(label))
             if not names:
-                raise ValueError(f"{label}: the finished label is empty; label at least one structure, or delete it")
+                raise ValueError(f"{label}: the label is empty; label at least one structure, or delete it")
             names = {value: spelled.setdefault(name.strip().casefold(), name.strip()) for value, name in names.items()}
             for value, name in names.items():
                 if name not in numbers:
@@ -146,7 +162,8 @@ class Datastore:
                     free = next(n for n in range(1, len(taken) + 2) if n not in taken)
                     numbers[name] = value if value not in taken else free
             mapped = {str(value): numbers[name] for value, name in names.items()}
-            entries.append({IMAGE: str(self._image(key, item)), LABEL: str(label), "values": mapped})
+            entry = {IMAGE: str(self._image(key, item)), LABEL: str(label), "values": mapped}
+            entries.append({**entry, "slices": "labelled"} if key in (tags or {}) else entry)
         return entries, dict(sorted(numbers.items(), key=lambda pair: pair[1]))
 
     def inside(self, path: str) -> str:
@@ -164,9 +181,6 @@ class Datastore:
 
     def _image(self, key: str, item: Mapping[str, Any]) -> Path:
         return self._inside(self.root / f"{key}{item.get('image', {}).get('ext', '')}")
-
-    def _label(self, key: str, item: Mapping[str, Any]) -> Path:
-        return self._inside(self.root / "labels" / FINAL / f"{key}{item['labels'][FINAL].get('ext', '')}")
 
     def _inside(self, path: Path) -> Path:
         """The path, if the index names a file of this folder; links are the folder's owner's and may lead elsewhere."""

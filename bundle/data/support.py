@@ -36,6 +36,7 @@ class SupportScan:
             others are unknown, ``"auto"`` to tell by the labels: where each of them comes and goes from slice to slice,
             somebody labelled single slices.
         modality: what the image was taken for, ``"ct"`` or ``"mr"``; ``None`` if nobody looked.
+        pixel_mm: side of a pixel.
 
     Raises:
         ValueError: for another word.
@@ -48,6 +49,7 @@ class SupportScan:
     annotated: tuple[int, ...] | None = None
     slices: str = "auto"
     modality: str | None = None
+    pixel_mm: float = 1.0
 
     def __post_init__(self) -> None:
         if self.slices not in SLICE_RULES:
@@ -56,11 +58,10 @@ class SupportScan:
     @property
     def annotated_slices(self) -> list[int]:
         """Numbers of the slices that were annotated, ascending."""
-        shown = [self.label.eq(value).flatten(0, 1).any(dim=0).nonzero()[:, 0] for value in self.values]
-        runs = any(bool((slices.diff() == 1).all()) and len(slices) > 1 for slices in shown)
-        if self.slices == "all" or (self.slices == "auto" and (runs or not shown)):
+        shown = self.label.gt(0).flatten(0, 1).any(dim=0)
+        if self.slices == "all" or (self.slices == "auto" and not shows_single_slices(self.label, self.values)):
             return list(range(self.label.shape[-1]))
-        return sorted({int(index) for slices in shown for index in slices})
+        return [int(index) for index in shown.nonzero()[:, 0]]
 
     @cached_property
     def values(self) -> list[int]:
@@ -72,6 +73,12 @@ class SupportScan:
         return value in (self.values if self.annotated is None else self.annotated)
 
 
+def shows_single_slices(label: torch.Tensor, values: Sequence[int]) -> bool:
+    """Whether each of the values in a label map ``(H, W, D)`` comes and goes from slice to slice, as drawn on some."""
+    shown = [label.eq(value).flatten(0, 1).any(dim=0).nonzero()[:, 0] for value in values]
+    return bool(shown) and not any(len(slices) > 1 and bool((slices.diff() == 1).all()) for slices in shown)
+
+
 def slice_spacing(image: torch.Tensor) -> float:
     """Distance in mm of neighboring slices (last axis) of a volume with an affine; 1 without one."""
     affine = getattr(image, "affine", None)
@@ -80,6 +87,12 @@ def slice_spacing(image: torch.Tensor) -> float:
     rows, columns, slices = np.asarray(affine, dtype=float).reshape(-1, 4, 4)[0][:3, :3].T
     normal = np.cross(rows, columns)  # a tilted gantry shears the slices against each other
     return float(abs(slices @ normal) / np.linalg.norm(normal))
+
+
+def pixel_size(image: torch.Tensor) -> float:
+    """Side of a pixel of a volume's slices (the two axes before the last) in mm, as the root of its area; 1 without."""
+    affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
+    return float(np.sqrt(np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))))
 
 
 def resolve_support(
@@ -277,4 +290,5 @@ def load_support(
         annotated,
         entry.get(SLICES) or "auto",
         getattr(image, "meta", {}).get(MODALITY),
+        pixel_size(image),
     )

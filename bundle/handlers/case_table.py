@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing
-from ..keys import PRED
+from ..keys import NEXT_SLICE, PRED
 from ..measurements import COLUMNS, table_row
 from ..quality import format_ml
 from ..terminal import format_table, next_command, table_logger
@@ -110,6 +110,11 @@ class CaseTable:
         if any(case.get("reverse_dice") for case in found.values()):
             notes.append("In brackets: reverse Dice, how well a label gives the support's own label back; 1 is best.")
         notes += [f"look at  {name}: {case['warning']}" for name, case in found.items() if "warning" in case]
+        notes += [
+            f"label next  {name}: slice {case[NEXT_SLICE] + 1}, the least sure (counted from 1)"
+            for name, case in found.items()
+            if NEXT_SLICE in case
+        ]
         pattern = f"{self.output_dir}/CASE/CASE_"
         notes.append(f"results  {pattern}{self.postfix}.nii.gz, table {self.output_dir}/measurements.csv")
         if any((self.output_dir / name / f"{name}_overlay.png").is_file() for name in found):

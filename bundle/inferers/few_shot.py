@@ -15,8 +15,8 @@ from nibabel import aff2axcodes
 from torch import Tensor, nn
 
 from ..checks import check_volume
-from ..data.support import SupportScan, slice_spacing
-from ..keys import SIMILARITY
+from ..data.support import SupportScan, pixel_size, slice_spacing
+from ..keys import NEXT_SLICE, SIMILARITY
 from ..memory import MemoryCheck
 from ..networks.precision import in_single_precision
 from .fusion import ScanFusion
@@ -27,7 +27,7 @@ from .pseudo_supports import PseudoSupports
 from .quality import Quality
 from .refinement import SelfSupportRefinement
 from .scans import EncodedQuery, EncodedSupport, ExtentMatch, Registration
-from .shape_interpolation import ShapeInterpolation, own_support
+from .shape_interpolation import ShapeInterpolation, least_sure_slice, own_support
 from .slice_registration import SliceRegistration
 from .support_encoder import SupportEncoder
 from .upsampling import GuidedUpsampling, slices_a_pass, upsample
@@ -142,7 +142,7 @@ class FewShotInferer(Inferer):
             ValueError, FileNotFoundError: naming the file, when a support is unusable.
         """
         meta = _checked_meta(inputs, network)
-        own = json.loads(_first(meta.pop("support"))) if "support" in meta else None
+        own = json.loads(_first(meta["support"])) if "support" in meta else None
         name = str(_first(meta.get("filename_or_obj", "query")))
         volume = inputs.as_subclass(Tensor)[0].movedim(-1, 0)  # (D, C, H, W)
         query = EncodedQuery(volume, slice_spacing(inputs), partial(self.support_encoder.encode, network))
@@ -174,7 +174,7 @@ class FewShotInferer(Inferer):
         scores = self._upsample(query, self.quality.present(scores, reverse_dice), True, self._widths(encoded, values))
         shapes, own_scan = self.shape_interpolation, own_support(query.volume, encoded)
         if shapes is not None and own_scan is not None:
-            scores = shapes(scores, own_scan, values, query.spacing_mm, _pixel_mm(inputs))
+            scores = shapes(scores, own_scan, values, query.spacing_mm, pixel_size(inputs))
         completion = self.support_encoder.completion
         self.quality.finish(
             scores,
@@ -187,6 +187,8 @@ class FewShotInferer(Inferer):
         )
         if shapes is not None and own_scan is not None:
             shapes.draw(scores, own_scan, values)
+            least_sure = least_sure_slice(scores, slices_a_pass(scores.shape[1], query.volume, len(scores)))
+            meta[NEXT_SLICE] = _world_position(inputs, least_sure)[None]
         similarity = self._similarity(
             query, [(scan, found.support_index, found.turn) for scan, found in placed], values
         )
@@ -365,10 +367,11 @@ def _checked_meta(inputs: Tensor, network: nn.Module) -> dict[str, Any]:
     return meta
 
 
-def _pixel_mm(inputs: Tensor) -> float:
-    """Side of a pixel of ``(1, C, H, W, D)`` in mm, as the root of its area; 1 without an affine."""
-    affine = np.asarray(getattr(inputs, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
-    return float(np.sqrt(np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))))
+def _world_position(inputs: Tensor, index: int) -> Tensor:
+    """Where the middle of a slice of ``(1, C, H, W, D)`` lies in mm ``(3,)``."""
+    affine = torch.as_tensor(np.asarray(getattr(inputs, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0])
+    middle = torch.tensor([(inputs.shape[2] - 1) / 2, (inputs.shape[3] - 1) / 2, index], dtype=affine.dtype)
+    return affine[:3, :3] @ middle + affine[:3, 3]
 
 
 def _plane_axis(inputs: Tensor, axis: int) -> str:

@@ -70,7 +70,8 @@ def match_slices(
             network.match(features[part], scan.features[index], masks.flatten(1, 2), background, coordinates, depths)
         )
         shown.append((shows[index] & known[..., 0]).any(dim=1))
-    return torch.cat(scores), torch.cat(shown)
+    reached = scan.reaches(values, registered.positions.cpu()).to(features.device, non_blocking=True)
+    return torch.cat(scores), torch.cat(shown) & reached
 
 
 def match_own_cells(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ class EncodedSupport:
         descriptor: ``(Ds, F)``, see :func:`describe_slices`; ``None`` without.
         widths: ``(Ds, V)``, see :func:`label_widths`; ``None`` without.
         labelled: whether somebody labelled it; ``False`` where a prediction stands for labels.
+        bounds: lowest and highest position of each label ``(V, 2)`` in units of slices, see :func:`label_bounds`, of a
+            scan that is labelled on some slices; ``None`` of others, whose labels end where the annotation does.
     """
 
     def __init__(
@@ -65,11 +68,17 @@ class EncodedSupport:
         self.modality: str | None = None  # what the image was taken for
         self.labels: Tensor | None = None  # of a scan that is labelled on some slices, its label map (Ds, H, W)
         self.thumbprint: Tensor | None = None  # and what tells its image from others, see thumbprint
+        self.bounds: Tensor | None = None
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 
     @classmethod
-    def from_scan(cls, scan: SupportScan, features: Tensor, descriptor: Tensor, batch_size: int) -> EncodedSupport:
-        """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time."""
+    def from_scan(
+        cls, scan: SupportScan, features: Tensor, descriptor: Tensor, batch_size: int, extension: float = 0.0
+    ) -> EncodedSupport:
+        """Bring a scan's labels to the grid of its features, ``batch_size`` slices at a time.
+
+        ``extension`` says how far labels go on beyond their outermost slices, see :func:`label_bounds`.
+        """
         label, values = scan.label.movedim(-1, 0), scan.values
         shares, shown, widths = [], [], []
         for labels in label.split(batch_size):  # as floats, whole volumes would be large
@@ -95,6 +104,9 @@ class EncodedSupport:
         encoded.modality = scan.modality
         if len(encoded.slices) < len(features):
             encoded.labels, encoded.thumbprint = label.int(), thumbprint(scan.image.movedim(-1, 0))
+            encoded.bounds = label_bounds(
+                label, encoded.slices, values, extension * scan.pixel_mm / scan.spacing_mm if extension else 0.0
+            )
         return encoded
 
     @classmethod
@@ -124,6 +136,15 @@ class EncodedSupport:
                 own = self.values.index(value)
                 foreground[:, row], shows[:, row] = self.foreground[:, own], self.shows[:, own]
         return foreground, shows
+
+    def reaches(self, values: Sequence[int], positions: Tensor) -> Tensor:
+        """Whether labels can lie at positions ``(D,)`` in units of the scan's slices: ``(D, n)``."""
+        if self.bounds is None:
+            return torch.ones(len(positions), len(values), dtype=torch.bool)
+        none = self.bounds.new_tensor([0.0, 0.0])
+        ends = [self.bounds[self.values.index(value)] if value in self.values else none for value in values]
+        low, high = torch.stack(ends).unbind(dim=1)
+        return (positions[:, None] > low) & (positions[:, None] < high)
 
     def extent(self, value: int) -> list[int]:
         """Numbers of the slices that show a value; not those where it was completed."""
@@ -168,6 +189,7 @@ class EncodedSupport:
         view.foreground, view.shows = self.foreground[:, row : row + 1], self.shows[:, row : row + 1]
         view.background = 1 - view.foreground[:, 0]
         view.widths = self.widths[:, row : row + 1] if self.widths is not None else None
+        view.bounds = None
         return view
 
     def as_annotated(self, value: int, num_chunks: int) -> EncodedSupport:
@@ -234,6 +256,37 @@ def longest_stretch(shown: Sequence[int], annotated: Sequence[int]) -> int:
         first = (index if first is None else first) if index in shown else None
         longest = longest if first is None else max(longest, index - first + 1)
     return longest
+
+
+def label_bounds(label: Tensor, slices: Tensor, values: Sequence[int], extension: float) -> Tensor:
+    """Where labels of a scan that is labelled on some slices can lie along z: lowest and highest position ``(V, 2)``.
+
+    Between the labelled slices that tell of its end, by showing it or by not showing it. Beyond the outermost labelled
+    slice, if that shows it, a label goes on by ``extension`` times the diameter in pixels that it has there: an organ
+    is about as long as it is wide. At least by half the largest distance of labelled slices, and by one slice.
+
+    Args:
+        label: ``(D, H, W)``.
+        slices: numbers of the labelled slices ``(A,)``, ascending.
+        values: the ``V`` labels.
+        extension: see above, in slices for each pixel.
+    """
+    reach = annotation_reach(slices)
+    bounds = []
+    for value in values:
+        areas = (label[slices] == value).flatten(1).sum(dim=1)
+        shown = areas.nonzero()[:, 0]
+        first, last = int(shown[0]), int(shown[-1])
+        below, above = (max(reach, extension * 2 * math.sqrt(float(areas[i]) / math.pi)) for i in (first, last))
+        low = float(slices[0]) - below if first == 0 else float(slices[first - 1])
+        high = float(slices[-1]) + above if last == len(slices) - 1 else float(slices[last + 1])
+        bounds.append([low, high])
+    return torch.tensor(bounds)
+
+
+def annotation_reach(slices: Tensor) -> float:
+    """Slices by which an annotation reaches beyond its outermost slices ``(A,)``: half their largest distance, or 1."""
+    return max(1.0, float(slices.diff().max()) / 2 if len(slices) > 1 else 0.5)
 
 
 def thumbprint(volume: Tensor, count: int = 4096) -> Tensor:

@@ -124,6 +124,12 @@ def own_support(volume: Tensor, encoded: Sequence[EncodedSupport]) -> EncodedSup
     return None
 
 
+def least_sure_slice(scores: Tensor, batch_size: int) -> int:
+    """The slice of scores ``(D, 1 + n, H, W)`` in which most pixels are expected to be wrong: what to label next."""
+    doubts = [(1 - part.softmax(dim=1).amax(dim=1)).flatten(1).sum(dim=1) for part in scores.split(batch_size)]
+    return int(torch.cat(doubts).argmax())
+
+
 def signed_distances(masks: Tensor) -> Tensor:
     """Distance of each pixel to the contour of masks ``(A, H, W)`` in their planes, in pixels, positive inside.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..networks.blocks.prototypes import normalize
 from .cell_registration import CellRegistration, registered_similarities
-from .scans import EncodedSupport, Registration, SupportSummary
+from .scans import EncodedSupport, Registration, SupportSummary, annotation_reach
 
 ALIGNMENT = {  # arguments of align_scans
     "scales": [0.8, 0.9, 1.0, 1.1, 1.25],
@@ -121,7 +121,7 @@ class SliceRegistration:
 
     def nearest(self, positions: Tensor, scan: EncodedSupport) -> Tensor:
         """Slices of a scan that answer at positions ``(D,)``: ``(D, num_slices)``."""
-        return nearest_slices(positions, scan.answering, self.num_slices)
+        return nearest_slices(positions, scan.answering, self.num_slices, scan.bounds)
 
 
 def describe_slices(features: Tensor, cells: int = 4) -> Tensor:
@@ -257,16 +257,17 @@ def invert_slice_map(positions: Tensor, count: int, slope: float) -> Tensor:
     return ((torch.arange(count, dtype=torch.float64) - middle) / found + steps.mean()).float()
 
 
-def nearest_slices(positions: Tensor, annotated: Tensor, count: int) -> Tensor:
+def nearest_slices(positions: Tensor, annotated: Tensor, count: int, bounds: Tensor | None = None) -> Tensor:
     """The ``count`` annotated slices nearest to each position, nearest first; -1 where none is in reach.
 
     The annotation reaches beyond its outermost slices by half the largest distance of neighboring ones, at least by
-    a slice.
+    a slice, and as far as its labels.
 
     Args:
         positions: ``(Dq,)`` in units of slices.
         annotated: numbers of the support's annotated slices ``(A,)``, ascending.
         count: how many of them answer for a query slice.
+        bounds: where each label can lie ``(V, 2)``, see :func:`label_bounds`.
 
     Returns:
         ``(Dq, count)``.
@@ -275,7 +276,9 @@ def nearest_slices(positions: Tensor, annotated: Tensor, count: int) -> Tensor:
     order = annotated[distance.argsort(dim=1, stable=True)[:, :count]]
     if order.shape[1] < count:
         order = F.pad(order, (0, count - order.shape[1]), value=-1)
-    gap = float(annotated.diff().max()) if len(annotated) > 1 else 1.0
-    reach = max(1.0, gap / 2)
-    reached = (positions > annotated[0] - reach) & (positions < annotated[-1] + reach)
+    reach = annotation_reach(annotated)
+    low, high = float(annotated[0]) - reach, float(annotated[-1]) + reach
+    if bounds is not None:
+        low, high = min(low, float(bounds.min())), max(high, float(bounds.max()))
+    reached = (positions > low) & (positions < high)
     return torch.where(reached[:, None], order, torch.full_like(order, -1))

@@ -91,6 +91,8 @@ class SupportEncoder:
             none.
         slice_batch_size: slices a pass through the network.
         cache_size: encoded scans that are kept, at least those that answer for a query.
+        extension: how far a label goes on beyond the outermost slices of a scan that is labelled on some of its slices,
+            as a share of its diameter there, see :func:`label_bounds`; 0 for half a gap between labelled slices alone.
 
     Raises:
         ValueError: for ``num_supports`` below 1.
@@ -106,6 +108,7 @@ class SupportEncoder:
         completion: SliceCompletion | None = SliceCompletion(),  # noqa: B008, has no state
         slice_batch_size: int = 16,
         cache_size: int = 8,
+        extension: float = 0.75,
     ) -> None:
         if num_supports is not None and num_supports < 1:
             raise ValueError(f"num_supports must be at least 1, or None for all, got {num_supports}")
@@ -117,6 +120,7 @@ class SupportEncoder:
         self.completion = completion
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
+        self.extension = extension
         self._given: list[SupportScan] = []
         self._scans = Cache(cache_size)
         self._summaries = Cache(float("inf"))
@@ -218,7 +222,7 @@ class SupportEncoder:
             scan = load()
             features = self.encode(network, scan.image.movedim(-1, 0).to(device))
             descriptor = registration.describe(features)
-            encoded = EncodedSupport.from_scan(scan, features, descriptor, self.slice_batch_size)
+            encoded = EncodedSupport.from_scan(scan, features, descriptor, self.slice_batch_size, self.extension)
             return self.complete(network, registration, encoded)
 
         return self._scans.get((*owner, key), make, in_use)

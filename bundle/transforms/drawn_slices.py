@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -13,8 +15,8 @@ from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform, Transf
 from monai.utils import convert_to_dst_type
 
 from ..data.reader import NiftiReader
-from ..data.support import SLICES, VALUES, resolve_support
-from ..keys import IMAGE, LABEL
+from ..data.support import SLICES, VALUES
+from ..keys import IMAGE, LABEL, NEXT_SLICE
 from .label_grid import MatchLabel
 from .spatial import slice_axis
 
@@ -22,7 +24,11 @@ from .spatial import slice_axis
 class KeepDrawnSlices(Transform):
     """Put the slices that show a label in a drawn label map into a predicted one, voxel by voxel.
 
-    Labels that the prediction does not look for, by ``label_values`` in its meta data, count as not drawn.
+    Labels that the prediction does not look for, by ``label_values`` in its meta data, count as not drawn. What is
+    drawn nowhere, since another scan alone shows it, stays as it was predicted where nothing was drawn.
+
+    ``next_slice`` in the meta data, the position in mm of the slice that is the least sure, becomes its number, from 0
+    along the axis of the slices.
     """
 
     def __call__(self, label_map: MetaTensor, drawn: torch.Tensor) -> MetaTensor:
@@ -44,30 +50,30 @@ class KeepDrawnSlices(Transform):
             given = torch.where(torch.isin(given, wanted), given, 0)
         shown = (given > 0).movedim(axis, 0).flatten(1).any(dim=1)
         shape = [-1 if index == axis else 1 for index in range(given.ndim)]
-        kept = torch.where(shown.reshape(shape), given.to(label_map.dtype), label_map.as_subclass(torch.Tensor))
-        return convert_to_dst_type(kept, label_map)[0]
+        predicted = label_map.as_subclass(torch.Tensor)
+        drawn_somewhere = torch.isin(predicted, given.unique().to(predicted))
+        replaced = shown.reshape(shape) & ((given > 0) | drawn_somewhere)
+        kept = convert_to_dst_type(torch.where(replaced, given.to(predicted.dtype), predicted), label_map)[0]
+        if NEXT_SLICE in kept.meta:
+            position = np.append(np.asarray(kept.meta[NEXT_SLICE], dtype=float).ravel(), 1.0)
+            voxel = np.linalg.solve(np.asarray(label_map.affine, dtype=float), position)
+            kept.meta[NEXT_SLICE] = int(np.clip(np.rint(voxel[axis - 1]), 0, label_map.shape[axis] - 1))
+        return kept
 
 
 class KeepDrawnSlicesd(MapTransform):
     """Dictionary version of :class:`KeepDrawnSlices`: for label maps of scans that are their own support.
 
+    What was drawn is the label of a support entry with ``"slices": "labelled"`` whose image is the scan itself. The
+    entries are in the meta data, where :class:`SelectSupportd` leaves them.
+
     Args:
         keys: keys of label maps on the grid of their files, with the file's name in the meta data.
-        support: support entries; those with ``"slices": "labelled"`` whose image is the scan itself were drawn.
-        dataset_dir: folder to which their paths may be relative.
         allow_missing_keys: skip keys that are absent.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        support: Sequence[Mapping[str, Any]] = (),
-        dataset_dir: str | os.PathLike | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.entries = [entry for entry in support if entry.get(SLICES) == "labelled"]
-        self.dataset_dir = dataset_dir
         self.keep = KeepDrawnSlices()
         self.match = MatchLabel()
 
@@ -75,9 +81,12 @@ class KeepDrawnSlicesd(MapTransform):
         """Keep what was drawn."""
         out = dict(data)
         for key in self.key_iterator(out):
-            for entry in resolve_support(self.entries, self.dataset_dir) if self.entries else ():
+            support = np.asarray(out[key].meta.get("support", "[]")).ravel()[0]  # collating may have made a list of it
+            for entry in json.loads(str(support)):
                 label_map: MetaTensor = out[key]
-                if os.path.realpath(str(label_map.meta.get("filename_or_obj", ""))) == os.path.realpath(entry[IMAGE]):
+                if entry.get(SLICES) == "labelled" and os.path.realpath(
+                    str(label_map.meta.get("filename_or_obj", ""))
+                ) == os.path.realpath(entry[IMAGE]):
                     read = LoadImage(reader=NiftiReader, image_only=True)(entry[LABEL])
                     placed = self.match(EnsureChannelFirst()(read), label_map).as_subclass(torch.Tensor)
                     out[key] = self.keep(label_map, _renumber(placed, entry.get(VALUES)))

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import LoadImage, MapTransform, Transform
 from monai.utils import optional_import
 
-from ..data.datastore import Datastore, label_value_names, label_values
-from ..data.support import VALUES, resolve_support
+from ..data.datastore import FINAL, Datastore, label_value_names, label_values
+from ..data.reader import NiftiReader
+from ..data.support import VALUES, resolve_support, shows_single_slices
 from ..keys import IMAGE, LABEL, PRED
 from ..quality import describe_quality, label_name
+from .spatial import slice_axis
 
 logger = logging.getLogger(__name__)
 HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
@@ -33,9 +35,12 @@ class SelectSupport(Transform):
     """Support of a query: the request's, else the finished labels beside the query, else the configured one.
 
     Finished labels are those of a MONAI Label studies folder: the query's own folder, or ``studies_dir`` for a query
-    that lies elsewhere. All of them are used, the query's own excepted. Names decide what belongs together, whatever
-    values a client gave them; a structure that was not labelled on a scan is unknown there, not background. Names that
-    an app lists have the listed values in every result; all others get values that the list does not use.
+    that lies elsewhere. All of them are used. Names decide what belongs together, whatever values a client gave them; a
+    structure that was not labelled on a scan is unknown there, not background. Names that an app lists have the listed
+    values in every result; all others get values that the list does not use.
+
+    The query's own label counts where some of its slices are labelled and the others are to be completed: a label with
+    another tag than that of a finished one, a finished one that shows single slices alone, and one that is asked for.
 
     Args:
         default: ``[{"image": path, "label": path}, …]``, used when nothing else is there; may be empty.
@@ -100,24 +105,35 @@ class SelectSupport(Transform):
     def _choose(self, image: str | os.PathLike, request: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Support entries and the names of their values."""
         datastore = Datastore.find(image, self.studies_dir or os.environ.get("MONAI_LABEL_STUDIES"))
+        own = None if datastore is None else datastore.identify(image)
         if request:
-            return self._requested(request, datastore)
+            return self._requested(request, datastore, own)
         if datastore is not None and self.finished_labels:
-            finished = [key for key in datastore.finished() if key != datastore.identify(image)]
-            if finished:
-                return datastore.entries(finished)
+            finished = datastore.finished()
+            others = [key for key in finished if key != own]
+            tag = None if own is None else datastore.unfinished(own)
+            if own is not None and tag is None and own in finished and _shows_single_slices(datastore.label(own)):
+                tag = FINAL
+            if own is not None and tag is not None:
+                return datastore.entries([own, *others], {own: tag})
+            if others:
+                return datastore.entries(others)
         if not self.default:
             raise ValueError(NO_SUPPORT)
         return resolve_support(self.default, self.dataset_dir), {}
 
-    def _requested(self, request: Any, datastore: Datastore | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    def _requested(
+        self, request: Any, datastore: Datastore | None, own: str | None
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         if datastore is None:
             raise ValueError(f"support {request!r}: the query lies in no studies folder; use the config's support")
         if isinstance(request, str):
             request = json.loads(request) if request.lstrip().startswith(("[", "{")) else request.split(",")
         items: list[Any] = [request] if isinstance(request, Mapping) else list(request)
         if all(isinstance(item, str) for item in items):
-            return datastore.entries([item.strip() for item in items])
+            keys = [item.strip() for item in items]
+            tags = {own: datastore.unfinished(own) or FINAL} if own is not None and own in keys else None
+            return datastore.entries(keys, tags)
         entries: list[dict[str, Any]] = []
         for item in items:
             if not isinstance(item, Mapping) or not {IMAGE, LABEL} <= set(item):
@@ -130,6 +146,13 @@ class SelectSupport(Transform):
             value for entry in entries for value in label_values(entry[LABEL])
         }
         return entries, {name: value for value, name in label_value_names(sorted(found), []).items()}
+
+
+def _shows_single_slices(path: str | os.PathLike) -> bool:
+    """Whether a label file shows single slices alone, see :func:`shows_single_slices`."""
+    label = LoadImage(reader=NiftiReader, image_only=True)(path)
+    whole = label.as_subclass(torch.Tensor).round().movedim(slice_axis(label.affine), -1)
+    return shows_single_slices(whole, label_values(path))
 
 
 def renumber(names: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, int]:

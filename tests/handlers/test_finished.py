@@ -25,7 +25,11 @@ WITHOUT_EFFECT = {
 def settings(**overrides):
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs/inference.json"))
-    for key, value in {"device": "cpu", "network_def": deepcopy(TINY_NETWORK), **overrides}.items():
+    for key, value in {
+        "device": "cpu",
+        "network_def": {**deepcopy(TINY_NETWORK), "precision": "@precision"},
+        **overrides,
+    }.items():
         parser[key] = value
     return json.dumps(describe(parser.get_parsed_content("finished").settings), sort_keys=True)
 
@@ -44,7 +48,7 @@ def another(value):
         return [64, 64]
     if value == "auto":
         return "mr"
-    return [1] if value is None else f"{value}_"
+    return [1] if value is None else {"float32": "bfloat16"}.get(value, f"{value}_")
 
 
 @pytest.mark.parametrize(

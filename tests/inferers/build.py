@@ -20,6 +20,7 @@ STAGES = {  # arguments of each stage, with what they are where a test does not 
             "preprocessing": None,
             "labels": None,
             "dataset_dir": None,
+            "extension": 0.0,
             "num_supports": None,
             "completion": None,
             "cache_size": 8,

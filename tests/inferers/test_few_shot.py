@@ -309,7 +309,7 @@ def test_query_may_bring_its_own_support(files):
     network, inferer = CountingNetwork(), from_files(files, "a")
     own = query_of(noise(1), support=json.dumps([entry("b")]))
     assert set(segment(inferer, network, own)[0].unique().tolist()) == {0, 9}
-    assert "support" not in segment(inferer, network, own)[1].meta
+    assert json.loads(segment(inferer, network, own)[1].meta["support"]) == [entry("b")]
     assert torch.equal(inferer(query_of(noise(1)), network, support=[entry("b")]), segment(inferer, network, own)[1])
     with pytest.raises(TypeError, match="supports"):
         inferer(query_of(noise(1)), network, supports=[entry("b")])

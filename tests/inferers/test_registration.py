@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from bundle.data.support import SupportScan
 from bundle.inferers.cell_registration import CellRegistration, registered_similarities
 from bundle.inferers.orientation import InPlaneOrientation
+from bundle.inferers.scans import EncodedSupport, annotation_reach, label_bounds
 from bundle.inferers.slice_registration import (
     _similarity_in_overlap,
     align_scans,
@@ -13,6 +18,8 @@ from bundle.inferers.slice_registration import (
     invert_slice_map,
     nearest_slices,
 )
+
+from .test_few_shot import noise, squares
 
 
 def bodies(mm):
@@ -83,6 +90,38 @@ def test_annotated_slices_answer_for_half_of_the_gap_beyond_them():
     expected = [[-1], [3], [3], [3], [11], [-1]]
     np.testing.assert_array_equal(nearest_slices(coordinates, torch.tensor([3, 8, 11]), 1)[:4], expected[:4])
     np.testing.assert_array_equal(nearest_slices(coordinates, torch.tensor([3, 8, 11]), 1)[4:], expected[4:])
+    further = nearest_slices(
+        torch.tensor([-4.0, -3.9, 13.9, 14.0]), torch.tensor([3, 8]), 1, torch.tensor([[-4.0, 14]])
+    )
+    np.testing.assert_array_equal(further, [[-1], [3], [8], [-1]])
+
+
+def test_labels_go_on_beyond_the_outermost_labelled_slices_by_their_diameter_there():
+    label = torch.zeros(30, 20, 20, dtype=torch.long)
+    label[10, :10, :10], label[16, :5, :5], label[20, 10:, 10:] = 1, 1, 2  # the last slice does not show the first
+    slices = torch.tensor([10, 16, 20])
+    bounds = label_bounds(label, slices, [1, 2], 0.5)
+    wide = math.sqrt(100 / math.pi)  # half of the diameter of a circle of 100 pixels
+    np.testing.assert_allclose(bounds, [[10 - wide, 20], [16, 20 + wide]], rtol=1e-6)
+    np.testing.assert_allclose(label_bounds(label, slices, [1, 2], 0.0), [[7, 20], [16, 23]])  # half the largest gap
+    assert annotation_reach(torch.tensor([4])) == 1
+
+
+def test_a_label_is_not_found_beyond_its_bounds():
+    label = torch.zeros_like(squares())
+    label[..., 4:7] = squares()[..., 4:7]
+    scan = SupportScan(noise(0), label, 7.0, "own", slices="labelled")
+    features = torch.rand(label.shape[-1], 3, 4, 4)
+    found = EncodedSupport.from_scan(scan, features, features.flatten(1), 4, extension=0.1)
+    positions = torch.arange(-2, 14).float()
+    reached = found.reaches([*found.values, 99], positions)
+    low, high = found.bounds.unbind(dim=1)
+    assert low.tolist() == [3, 4]
+    for row in range(len(found.values)):
+        assert torch.equal(reached[:, row], (positions > low[row]) & (positions < high[row]))
+    assert not reached[:, -1].any()
+    whole = EncodedSupport.from_scan(replace(scan, label=squares(), slices="all"), features, features.flatten(1), 4)
+    assert whole.reaches(found.values, positions).all()
 
 
 def test_a_scan_upside_down_is_found_and_an_upright_one_stays():

@@ -5,7 +5,7 @@ import torch
 
 from bundle.data.support import SupportScan
 from bundle.inferers import ShapeInterpolation
-from bundle.inferers.shape_interpolation import signed_distances
+from bundle.inferers.shape_interpolation import least_sure_slice, signed_distances
 
 from .build import make_inferer
 from .test_few_shot import CountingNetwork, noise, query_of, squares
@@ -88,6 +88,28 @@ def test_a_scan_with_some_labelled_slices_keeps_them_and_gets_the_others():
     wrong = [(map_ != squares()).float().mean(dim=(0, 1)) for map_ in (found, segment(slices)[0])]
     assert wrong[0][3] < wrong[1][3] / 2  # both neighbours show the same
     assert wrong[0][[3, 5, 7]].mean() < wrong[1][[3, 5, 7]].mean() - 0.08
+
+
+def test_the_least_sure_slice_is_the_one_with_the_most_doubt():
+    scores = torch.zeros(5, 3, 8, 8)
+    scores[:, 1] = 8.0
+    scores[3, :, :4] = torch.tensor([0.0, 0.1, 0.0])[:, None, None]
+    scores[1, :, :2] = 0.0
+    assert [least_sure_slice(scores, size) for size in (1, 2, 5)] == [3, 3, 3]
+
+
+def test_a_completed_scan_tells_where_its_least_sure_slice_lies():
+    label = torch.zeros_like(squares())
+    label[..., [2, 4, 8]] = squares()[..., [2, 4, 8]]
+    inferer = make_inferer(num_slices=1, shape_interpolation=ShapeInterpolation())
+    inferer.set_support([SupportScan(noise(0), label, 7.0, "own", slices="labelled")])
+    scores = inferer(query_of(noise(0)), CountingNetwork())
+    affine = torch.as_tensor(query_of(noise(0)).affine).reshape(-1, 4, 4)[0].double()
+    voxel = torch.linalg.solve(affine, torch.cat([scores.meta["next_slice"][0].double(), torch.ones(1).double()]))
+    assert round(float(voxel[2])) == least_sure_slice(scores[0].as_subclass(torch.Tensor).movedim(-1, 0), 4)
+    assert round(float(voxel[2])) not in (2, 4, 8)
+    inferer.set_support([SupportScan(noise(1), label, 7.0, "other", slices="labelled")])
+    assert "next_slice" not in inferer(query_of(noise(0)), CountingNetwork()).meta
 
 
 def test_another_scan_is_segmented_as_without():

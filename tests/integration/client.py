@@ -102,13 +102,15 @@ class Client:
                 time.sleep(1)
         raise TimeoutError(f"no server after {seconds} s")
 
-    def finish(self, image: str, label: Path, names: list[str], values: list[int] | None = None) -> None:
-        """Save a finished label."""
+    def finish(
+        self, image: str, label: Path, names: list[str], values: list[int] | None = None, tag: str = "final"
+    ) -> None:
+        """Save a finished label, or one with another tag."""
         info = [{"name": n, "idx": v} for n, v in zip(names, values or range(1, len(names) + 1))]
         status, _, content = self.call(
             "PUT",
             "/datastore/label",
-            {"image": image, "tag": "final"},
+            {"image": image, "tag": tag},
             fields={"params": json.dumps({"label_info": info})},
             files={"label": label},
         )

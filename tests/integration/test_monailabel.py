@@ -71,6 +71,24 @@ def test_annotate_one_scan_and_every_other_segments_itself(server, data, tmp_pat
         first[case] = mean_dice(tmp_path / f"{case}.nii.gz", labels[case])
     assert min(first.values()) > 30, first
 
+    # a scan of which three slices are labelled is completed, with the help of the finished one
+    drawn = nib.load(labels["phantom_04"])
+    some = np.asarray(drawn.dataobj).copy()
+    shown = np.flatnonzero(some.any(axis=(0, 1)))
+    kept = shown[[len(shown) // 4, len(shown) // 2, 3 * len(shown) // 4]]
+    some[..., np.setdiff1d(np.arange(some.shape[2]), kept)] = 0
+    nib.save(nib.Nifti1Image(some, drawn.affine), tmp_path / "some.nii.gz")
+    client.finish("phantom_04", tmp_path / "some.nii.gz", names, tag="unfinished")
+    status, answer = client.infer("phantom_04", tmp_path / "completed.nii.gz")
+    assert status == 200, answer
+    assert answer["support"] == ["phantom_04.nii.gz", "phantom_02.nii.gz"]
+    assert answer["next_slice"] in set(range(some.shape[2])) - set(kept.tolist())
+    completed = np.asarray(read(tmp_path / "completed.nii.gz").dataobj)
+    whole = np.isin(completed[..., kept], [0, *np.unique(some[some > 0])])
+    assert np.array_equal(np.where(whole, completed[..., kept], 0), some[..., kept])
+    assert mean_dice(tmp_path / "completed.nii.gz", labels["phantom_04"]) > first["phantom_04"]
+    shutil.rmtree(studies / "labels" / "unfinished")  # as if it had never been drawn
+
     # three requests at once, then all scans in a batch with two workers: as one by one
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda case: client.infer(case, tmp_path / f"{case}_p.nii.gz"), rest))

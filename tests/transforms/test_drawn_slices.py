@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -45,12 +47,37 @@ def test_another_shape_is_refused():
 def test_of_files_those_count_whose_image_is_the_scan(tmp_path, geometry):
     predicted, drawn, *_ = scene(geometry)
     image, label = (save_nifti(tmp_path / f"{name}.nii.gz", drawn, geometry[0]) for name in ("image", "label"))
-    meta = {"filename_or_obj": str(image), "label_values": torch.tensor([[1, 7]])}
-    item = {"pred": volume(predicted, geometry[0], **meta)}
-    own = {"image": "image.nii.gz", "label": "label.nii.gz", "slices": "labelled", "values": {1: 1, 2: 7}}
-    found = KeepDrawnSlicesd("pred", [own], tmp_path)(item)["pred"]
-    expected = KeepDrawnSlices()(item["pred"], volume(np.where(drawn == 2, 7, drawn), geometry[0]))
+    own = {"image": str(image), "label": str(label), "slices": "labelled", "values": {1: 1, 2: 7}}
+
+    def kept(support):
+        meta = {"filename_or_obj": str(image), "label_values": torch.tensor([[1, 7]]), "support": support}
+        item = {"pred": volume(predicted, geometry[0], **meta)}
+        return KeepDrawnSlicesd("pred")(item)["pred"], item["pred"]
+
+    found, before = kept(json.dumps([own]))
+    expected = KeepDrawnSlices()(before, volume(np.where(drawn == 2, 7, drawn), geometry[0]))
     assert torch.equal(found, expected)
-    assert not torch.equal(found, item["pred"])
-    for other in ({**own, "slices": "all"}, {**own, "image": "label.nii.gz"}):
-        assert torch.equal(KeepDrawnSlicesd("pred", [other], tmp_path)(item)["pred"], item["pred"])
+    assert not torch.equal(found, before)
+    assert torch.equal(kept([json.dumps([own])])[0], found)  # as collating leaves it
+    for other in ({**own, "slices": "all"}, {**own, "image": str(label)}):
+        assert torch.equal(*kept(json.dumps([other])))
+
+
+def test_what_another_scan_alone_shows_stays_beside_what_was_drawn(geometry):
+    predicted, drawn, axis, slices = scene(geometry)
+    drawn[drawn == 2] = 0  # labelled on another scan
+    found = KeepDrawnSlices()(volume(predicted, geometry[0]), volume(drawn, geometry[0]))[0].numpy()
+    found, drawn, predicted = (np.moveaxis(array, axis, 0)[slices] for array in (found, drawn, predicted))
+    np.testing.assert_array_equal(found == 1, drawn == 1)
+    np.testing.assert_array_equal(found == 2, (predicted == 2) & (drawn == 0))
+
+
+def test_the_slice_that_is_the_least_sure_gets_its_number_in_the_file(geometry):
+    affine, shape = geometry
+    axis = slice_axis(affine)
+    voxel = [(length - 1) / 2 for length in shape]
+    voxel[axis] = number = min(3, shape[axis] - 1)
+    position = torch.from_numpy(affine[:3, :3] @ voxel + affine[:3, 3])[None]
+    label_map = volume(np.ones(shape, np.float32), affine, next_slice=position)
+    assert KeepDrawnSlices()(label_map, torch.zeros(1, *shape)).meta["next_slice"] == number
+    assert label_map.meta["next_slice"] is position

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -64,6 +66,52 @@ def test_all_finished_labels_but_the_querys_own(studies, default, phantom_dir):
     assert names(entries) == ["phantom_01", "phantom_02"]
     assert labels["liver"] == 1
     assert names(select(studies / "phantom_01.nii.gz")[0]) == ["phantom_02"]
+
+
+def draw(studies, case, tag, slices, ts=5.0):
+    """Leave a label of a case that shows some slices alone."""
+    index = json.loads((studies / "datastore_v2.json").read_text())
+    source = nib.load(studies.parent / "truth" / f"{case}.nii.gz")
+    whole = np.asarray(source.dataobj).copy()
+    whole[..., [z for z in range(whole.shape[2]) if z not in slices]] = 0
+    (studies / "labels" / tag).mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(whole, source.affine), studies / "labels" / tag / f"{case}.nii.gz")
+    index["objects"][case]["labels"][tag] = {"ext": ".nii.gz", "info": {"label_info": INFO, "ts": ts}}
+    (studies / "datastore_v2.json").write_text(json.dumps(index))
+
+
+def test_an_unfinished_label_of_the_very_scan_counts_first_with_its_labelled_slices(studies, phantom_dir, tmp_path):
+    shutil.copytree(phantom_dir / "labelsTr", tmp_path / "truth")
+    query = studies / "phantom_03.nii.gz"
+    depth = nib.load(query).shape[2]
+    draw(studies, "phantom_03", "unfinished", range(0, depth, 2))
+    entries, labels = SelectSupport()(query)
+    assert names(entries) == ["phantom_03", "phantom_01", "phantom_02"]
+    assert [entry.get("slices") for entry in entries] == ["labelled", None, None]
+    assert "labels/unfinished/" in entries[0]["label"]
+    assert labels["liver"] == 1
+    assert names(SelectSupport()(studies / "phantom_04.nii.gz")[0]) == ["phantom_01", "phantom_02"]
+    assert names(SelectSupport()(query, "phantom_01")[0]) == ["phantom_01"]
+    draw(studies, "phantom_03", "later", [1, 3], ts=9.0)
+    assert "labels/later/" in SelectSupport()(query, "phantom_03")[0][0]["label"]
+    draw(studies, "phantom_04", "original", range(depth))  # what the server made is nobody's label
+    assert names(SelectSupport()(studies / "phantom_04.nii.gz")[0]) == ["phantom_01", "phantom_02"]
+
+
+def test_a_finished_label_of_single_slices_is_completed_and_a_whole_one_only_when_it_is_asked_for(
+    studies, phantom_dir, tmp_path
+):
+    shutil.copytree(phantom_dir / "labelsTr", tmp_path / "truth")
+    query = studies / "phantom_01.nii.gz"
+    assert names(SelectSupport()(query)[0]) == ["phantom_02"]
+    entries, _ = SelectSupport()(query, ["phantom_01", "phantom_02"])
+    assert [entry.get("slices") for entry in entries] == ["labelled", None]
+    draw(studies, "phantom_01", "final", range(1, nib.load(query).shape[2], 3))
+    entries, _ = SelectSupport()(query)
+    assert [(name, entry.get("slices")) for name, entry in zip(names(entries), entries)] == [
+        ("phantom_01", "labelled"),
+        ("phantom_02", None),
+    ]
 
 
 def test_an_uploaded_scan_uses_the_servers_studies(studies, phantom_dir, monkeypatch):
