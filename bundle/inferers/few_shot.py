@@ -187,7 +187,8 @@ class FewShotInferer(Inferer):
         )
         if shapes is not None and own_scan is not None:
             shapes.draw(scores, own_scan, values)
-            least_sure = least_sure_slice(scores, slices_a_pass(scores.shape[1], query.volume, len(scores)))
+            batch_size = slices_a_pass(scores.shape[1], query.volume, len(scores))
+            least_sure = least_sure_slice(scores, own_scan.slices, batch_size)
             meta[NEXT_SLICE] = _world_position(inputs, least_sure)[None]
         similarity = self._similarity(
             query, [(scan, found.support_index, found.turn) for scan, found in placed], values

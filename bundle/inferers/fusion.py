@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,8 @@ class ScanFusion:
 
     All labels that a scan annotates are exclusive in one match with it. A scan that does not annotate a label has no
     say about it: there, its organ lies unmarked in what looks like background. A label can appear in a slice where
-    scans of half the weight show it.
+    scans of half the weight show it. A scan that is labelled on some of its slices weighs in each slice by how similar
+    the nearest of these is, and has no say about what it does not know.
 
     Args:
         similarity_temperature: scans that are less similar by this weigh less by a factor of e.
@@ -59,23 +59,31 @@ class ScanFusion:
         features = query.features()
         total = features.new_zeros(len(features), len(values), *features.shape[-2:])
         weight = features.new_zeros(len(features), len(values))
-        asked = features.new_zeros(len(values))
+        asked = torch.zeros_like(weight)
         best = max(registered.similarity for _, registered in placed)
         for scan, registered in placed:
             rows = [row for row, value in enumerate(values) if scan.annotates(value)]
             if not rows:
                 continue
-            scores, shown = matching(
-                network, query.features(registered.turn), scan, [values[row] for row in rows], registered
-            )
+            own, turned = [values[row] for row in rows], query.features(registered.turn)
+            scores, shown = matching(network, turned, scan, own, registered)
             scores = turn_back(scores, registered.turn)
-            share = math.exp((registered.similarity - best) / self.similarity_temperature)
-            total[:, rows] += share * shown[..., None, None] * (scores[:, 1:] - scores[:, :1])
+            similar = self._similarities(turned, scan, registered)
+            share = ((similar - best) / self.similarity_temperature).exp()[:, None]
+            total[:, rows] += (share * shown)[..., None, None] * (scores[:, 1:] - scores[:, :1])
             weight[:, rows] += share * shown
-            asked[rows] += share
+            asked[:, rows] += share * ~scan.unknown(own, registered.positions.cpu()).to(share.device)
         scores = total / weight.clamp(min=1e-12)[..., None, None]
         possible = (weight > 0) & (weight >= asked / 2)
         return F.pad(scores, (0, 0, 0, 0, 1, 0)), F.pad(possible, (1, 0), value=True)
+
+    @staticmethod
+    def _similarities(features: Tensor, scan: EncodedSupport, registered: Registration) -> Tensor:
+        """How similar slices ``(D, channels, h, w)`` are to those of a scan that answer for them ``(D,)``."""
+        if scan.bounds is None:
+            return features.new_full((len(features),), registered.similarity)
+        nearest = scan.slices[(registered.positions.cpu()[:, None] - scan.slices).abs().argmin(dim=1)]
+        return F.cosine_similarity(features, scan.features[nearest.to(features.device)], dim=1).mean(dim=(1, 2))
 
     def widths_mm(self, encoded: Sequence[EncodedSupport], values: Sequence[int]) -> Tensor:
         """Standard deviation in mm along the slices by which each label's scores are smoothed ``(n,)``."""

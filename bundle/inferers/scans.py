@@ -139,12 +139,25 @@ class EncodedSupport:
 
     def reaches(self, values: Sequence[int], positions: Tensor) -> Tensor:
         """Whether labels can lie at positions ``(D,)`` in units of the scan's slices: ``(D, n)``."""
-        if self.bounds is None:
-            return torch.ones(len(positions), len(values), dtype=torch.bool)
-        none = self.bounds.new_tensor([0.0, 0.0])
-        ends = [self.bounds[self.values.index(value)] if value in self.values else none for value in values]
-        low, high = torch.stack(ends).unbind(dim=1)
+        low, high = self._ends(values)
         return (positions[:, None] > low) & (positions[:, None] < high)
+
+    def unknown(self, values: Sequence[int], positions: Tensor) -> Tensor:
+        """Whether nobody can tell by this scan if labels lie at positions ``(D,)``: ``(D, n)``.
+
+        That is beyond the outermost labelled slices of a scan that is labelled on some, where a label goes on.
+        """
+        low, high = self._ends(values)
+        above, below = positions[:, None] >= high, positions[:, None] <= low
+        return (above & (high > self.slices[-1])) | (below & (low < self.slices[0]))
+
+    def _ends(self, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Lowest and highest position of labels ``(n,)``; the same two of one that is not here."""
+        if self.bounds is None:
+            return torch.full((len(values),), -math.inf), torch.full((len(values),), math.inf)
+        none = self.slices[[0, 0]].to(self.bounds)  # reaches no place, and is known not to
+        ends = [self.bounds[self.values.index(value)] if value in self.values else none for value in values]
+        return torch.stack(ends).unbind(dim=1)  # type: ignore[return-value]
 
     def extent(self, value: int) -> list[int]:
         """Numbers of the slices that show a value; not those where it was completed."""

@@ -124,10 +124,22 @@ def own_support(volume: Tensor, encoded: Sequence[EncodedSupport]) -> EncodedSup
     return None
 
 
-def least_sure_slice(scores: Tensor, batch_size: int) -> int:
-    """The slice of scores ``(D, 1 + n, H, W)`` in which most pixels are expected to be wrong: what to label next."""
-    doubts = [(1 - part.softmax(dim=1).amax(dim=1)).flatten(1).sum(dim=1) for part in scores.split(batch_size)]
-    return int(torch.cat(doubts).argmax())
+def least_sure_slice(scores: Tensor, labelled: Tensor, batch_size: int) -> int:
+    """What to label next: of the slices that show a label, the one with the most pixels that are expected to be wrong.
+
+    The pixels of a slice count by its distance to the next labelled slice, since what is near one is known from there.
+
+    Args:
+        scores: ``(D, 1 + n, H, W)``.
+        labelled: numbers of the labelled slices ``(A,)``.
+        batch_size: slices at a time.
+    """
+    doubts = []
+    for part in scores.split(batch_size):
+        found = (part.argmax(dim=1) > 0).flatten(1).any(dim=1)
+        doubts.append(found * (1 - part.softmax(dim=1).amax(dim=1)).flatten(1).sum(dim=1))
+    away = (torch.arange(len(scores))[:, None] - labelled).abs().amin(dim=1)
+    return int((torch.cat(doubts).cpu() * away).argmax())
 
 
 def signed_distances(masks: Tensor) -> Tensor:

@@ -149,3 +149,14 @@ def test_labels_beside_those_of_a_protocol_are_not_looked_at():
     assert torch.equal(scores[0].as_subclass(torch.Tensor), scores[1].as_subclass(torch.Tensor))
     found = scores[0][0, 0].as_subclass(torch.Tensor) > 0
     assert (found == (label == 1)).float().mean() > 0.98
+
+
+def test_a_scan_labelled_on_some_slices_weighs_by_their_similarity_and_leaves_the_rest_to_others():
+    whole, sparse = squares(), torch.zeros_like(squares())
+    sparse[..., 5] = whole[..., 5]
+    own = SupportScan(noise(0), sparse, 7.0, "own", slices="labelled")
+    other = SupportScan(noise(0) + 0.2 * noise(1), whole, 7.0, "other")
+    alone, both = segment([own]), segment([own, other])
+    assert (alone[..., :4] == 0).all()  # it reaches a slice further alone
+    found = ((both > 0) & (whole > 0))[..., 2:4].sum() / (whole > 0)[..., 2:4].sum()
+    assert found > 0.9

@@ -120,8 +120,13 @@ def test_a_label_is_not_found_beyond_its_bounds():
     for row in range(len(found.values)):
         assert torch.equal(reached[:, row], (positions > low[row]) & (positions < high[row]))
     assert not reached[:, -1].any()
+    unknown = found.unknown([*found.values, 99], positions)  # 3 goes on beyond the last labelled slice, 1 on both sides
+    assert torch.equal(unknown[:, 0], ~reached[:, 0])
+    assert torch.equal(unknown[:, 1], positions >= high[1])
+    assert not unknown[:, -1].any()
     whole = EncodedSupport.from_scan(replace(scan, label=squares(), slices="all"), features, features.flatten(1), 4)
     assert whole.reaches(found.values, positions).all()
+    assert not whole.unknown(found.values, positions).any()
 
 
 def test_a_scan_upside_down_is_found_and_an_upright_one_stays():

@@ -95,7 +95,11 @@ def test_the_least_sure_slice_is_the_one_with_the_most_doubt():
     scores[:, 1] = 8.0
     scores[3, :, :4] = torch.tensor([0.0, 0.1, 0.0])[:, None, None]
     scores[1, :, :2] = 0.0
-    assert [least_sure_slice(scores, size) for size in (1, 2, 5)] == [3, 3, 3]
+    labelled = torch.tensor([0, 4])
+    assert [least_sure_slice(scores, labelled, size) for size in (1, 2, 5)] == [3, 3, 3]
+    assert least_sure_slice(scores, torch.tensor([0, 3, 4]), 5) == 1
+    scores[3, 0] = 9.0  # nothing is found there
+    assert least_sure_slice(scores, labelled, 5) == 1
 
 
 def test_a_completed_scan_tells_where_its_least_sure_slice_lies():
@@ -106,7 +110,9 @@ def test_a_completed_scan_tells_where_its_least_sure_slice_lies():
     scores = inferer(query_of(noise(0)), CountingNetwork())
     affine = torch.as_tensor(query_of(noise(0)).affine).reshape(-1, 4, 4)[0].double()
     voxel = torch.linalg.solve(affine, torch.cat([scores.meta["next_slice"][0].double(), torch.ones(1).double()]))
-    assert round(float(voxel[2])) == least_sure_slice(scores[0].as_subclass(torch.Tensor).movedim(-1, 0), 4)
+    assert round(float(voxel[2])) == least_sure_slice(
+        scores[0].as_subclass(torch.Tensor).movedim(-1, 0), torch.tensor([2, 4, 8]), 4
+    )
     assert round(float(voxel[2])) not in (2, 4, 8)
     inferer.set_support([SupportScan(noise(1), label, 7.0, "other", slices="labelled")])
     assert "next_slice" not in inferer(query_of(noise(0)), CountingNetwork()).meta
