@@ -39,7 +39,8 @@ def completion(
 
     By default the outermost slices that show a label are among the labelled ones, and the slices between them count.
     With ``growth``, slices are added one after another, in the middle of equal parts of what the labels reach or where
-    the completed scan is the least sure, and the whole scan counts, labelled slices included: what an annotator gets.
+    the completed scan is the least sure, or nearest to that where nothing is to be drawn. Then the whole scan counts,
+    labelled slices included: what an annotator gets.
 
     Args:
         dataset_dir: folder of the data set, every image labelled.
@@ -90,7 +91,9 @@ def _growth_rows(made: Any, entries: Sequence[dict[str, Any]], counts: Sequence[
                 if how == "evenly":
                     kept = [int(part[len(part) // 2]) for part in np.array_split(shown, min(count, len(shown)))]
                 else:
-                    kept.append(int(shown[len(shown) // 2]) if result is None else result.next_slice)
+                    asked = shown[len(shown) // 2] if result is None else result.next_slice
+                    left = np.setdiff1d(shown, kept)  # where nothing is to be drawn, an annotator goes on to the next
+                    kept += [int(left[np.abs(left - asked).argmin()])] if len(left) else []
                 if how == "evenly" and count not in counts:
                     continue
                 drawn = on_slices(whole, axis, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,22 +69,30 @@ class ScanFusion:
             own, turned = [values[row] for row in rows], query.features(registered.turn)
             scores, shown = matching(network, turned, scan, own, registered)
             scores = turn_back(scores, registered.turn)
-            similar = self._similarities(turned, scan, registered)
-            share = ((similar - best) / self.similarity_temperature).exp()[:, None]
-            total[:, rows] += (share * shown)[..., None, None] * (scores[:, 1:] - scores[:, :1])
-            weight[:, rows] += share * shown
-            asked[:, rows] += share * ~scan.unknown(own, registered.positions.cpu()).to(share.device)
+            share, told = self._shares(turned, scan, own, registered, best)
+            answer = share * shown
+            total[:, rows] += answer[..., None, None] * (scores[:, 1:] - scores[:, :1])
+            weight[:, rows] += answer
+            asked[:, rows] += told
         scores = total / weight.clamp(min=1e-12)[..., None, None]
         possible = (weight > 0) & (weight >= asked / 2)
         return F.pad(scores, (0, 0, 0, 0, 1, 0)), F.pad(possible, (1, 0), value=True)
 
-    @staticmethod
-    def _similarities(features: Tensor, scan: EncodedSupport, registered: Registration) -> Tensor:
-        """How similar slices ``(D, channels, h, w)`` are to those of a scan that answer for them ``(D,)``."""
+    def _shares(
+        self, features: Tensor, scan: EncodedSupport, values: Sequence[int], registered: Registration, best: float
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """What a scan weighs for slices ``(D, channels, h, w)``, and what of it counts where it finds nothing.
+
+        One number each, or ``(D, 1)`` and ``(D, n)`` of a scan that is labelled on some of its slices.
+        """
         if scan.bounds is None:
-            return features.new_full((len(features),), registered.similarity)
-        nearest = scan.slices[(registered.positions.cpu()[:, None] - scan.slices).abs().argmin(dim=1)]
-        return F.cosine_similarity(features, scan.features[nearest.to(features.device)], dim=1).mean(dim=(1, 2))
+            share = math.exp((registered.similarity - best) / self.similarity_temperature)
+            return share, share
+        positions = registered.positions.cpu()
+        nearest = scan.slices[(positions[:, None] - scan.slices).abs().argmin(dim=1)].to(features.device)
+        similar = F.cosine_similarity(features, scan.features[nearest], dim=1).mean(dim=(1, 2))
+        shares = ((similar - best) / self.similarity_temperature).exp()[:, None]
+        return shares, shares * ~scan.unknown(values, positions).to(shares.device)
 
     def widths_mm(self, encoded: Sequence[EncodedSupport], values: Sequence[int]) -> Tensor:
         """Standard deviation in mm along the slices by which each label's scores are smoothed ``(n,)``."""

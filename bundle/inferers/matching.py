@@ -70,8 +70,10 @@ def match_slices(
             network.match(features[part], scan.features[index], masks.flatten(1, 2), background, coordinates, depths)
         )
         shown.append((shows[index] & known[..., 0]).any(dim=1))
-    reached = scan.reaches(values, registered.positions.cpu()).to(features.device, non_blocking=True)
-    return torch.cat(scores), torch.cat(shown) & reached
+    visible = torch.cat(shown)
+    if scan.bounds is not None:
+        visible &= scan.reaches(values, registered.positions.cpu()).to(features.device)
+    return torch.cat(scores), visible
 
 
 def match_own_cells(

@@ -95,7 +95,7 @@ class SupportEncoder:
             as a share of its diameter there, see :func:`label_bounds`; 0 for half a gap between labelled slices alone.
 
     Raises:
-        ValueError: for ``num_supports`` below 1.
+        ValueError: for ``num_supports`` below 1, or a negative ``extension``.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class SupportEncoder:
     ) -> None:
         if num_supports is not None and num_supports < 1:
             raise ValueError(f"num_supports must be at least 1, or None for all, got {num_supports}")
+        if extension < 0:
+            raise ValueError(f"extension must be at least 0, got {extension}")
         self.support = list(support)
         self.preprocessing = preprocessing
         self.labels = list(labels) if labels is not None else None

@@ -726,6 +726,8 @@ def test_of_many_supports_the_most_similar_answer():
     assert scores.meta["support_similarity"].item() > 0.99  # the query itself
     with pytest.raises(ValueError, match="num_supports must be at least 1"):
         given(num_supports=0)
+    with pytest.raises(ValueError, match="extension must be at least 0"):
+        given(extension=-1)
 
 
 def test_a_label_that_only_a_distant_support_shows_is_found_too():

@@ -32,3 +32,15 @@ def test_table_of_a_phantom(phantom_dir, tiny_weights, tmp_path):
     images, shapes, both = map(float, row[1:])
     assert len({images, shapes, both}) == 3
     assert [float(cell.strip(" *")) for cell in mean[1:]] == [images, shapes, both]
+
+
+def test_growth_of_a_phantom(phantom_dir, tiny_weights, tmp_path):
+    overrides = {"ckpt_path": str(tiny_weights), "device": "cpu", "image_size": [64, 64], "network_def": TINY_NETWORK}
+    options = {"growth": True, "slices": [1, 3], "scans": [0], "overrides": overrides}
+    table = completion(str(phantom_dir), str(tmp_path), **options)
+    assert (tmp_path / "growth.md").read_text() == table + "\n"
+    head, _, evenly, least_sure, *_ = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert head == ["slices chosen", "scan", "1", "3"]
+    assert evenly[:3] == ["evenly", "phantom_01", least_sure[2]]  # the first slice is the same
+    assert float(evenly[3]) > float(evenly[2])
+    assert float(least_sure[3]) > float(least_sure[2])
