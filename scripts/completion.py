@@ -30,7 +30,7 @@ WAYS = ("images", "shapes", "both")
 def completion(
     dataset_dir: str,
     output_dir: str = "completion",
-    slices: Sequence[int | str] = SLICES,
+    slices: Sequence[int | str] | None = None,
     scans: Sequence[int] = (3, 11),
     growth: bool = False,
     overrides: dict[str, Any] | None = None,
@@ -45,20 +45,21 @@ def completion(
     Args:
         dataset_dir: folder of the data set, every image labelled.
         output_dir: folder of the table.
-        slices: how many slices are labelled, evenly spread over what the labels reach, or "every second".
+        slices: how many slices are labelled, evenly spread over what the labels reach, or "every second"; by default
+            that and 5, with ``growth`` 1, 2, 3, 5 and 8.
         scans: numbers of the scans, in the data set's order.
-        growth: measure how the Dice grows with the number of slices, by default 1, 2, 3, 5 and 8.
+        growth: measure how the Dice grows with the number of slices.
         overrides: further ids of ``configs/inference.json``.
     """
     entries = data.make_datalist(dataset_dir)
     made = segmenter.FewShotSegmenter.from_bundle(**(overrides or {}))
     if growth:
-        counts = sorted(int(how) for how in slices if how != EVERY_SECOND) if tuple(slices) != SLICES else GROWTH
+        counts = sorted(map(int, slices or GROWTH))
         return _write(_growth_rows(made, [entries[number] for number in scans], counts), Path(output_dir, "growth.md"))
     stage = made.inferer.shape_interpolation or inferers.ShapeInterpolation()
     stages = {"images": None, "shapes": inferers.ShapeInterpolation(stage.slope, 0.0, stage.reach), "both": stage}
     lines = ["| labelled | scan | " + " | ".join(WAYS) + " |", "|---" * (2 + len(WAYS)) + "|"]
-    for how in slices:
+    for how in slices or SLICES:
         rows = []
         for number in scans:
             values, whole, affine, axis = read(entries[number])

@@ -18,6 +18,7 @@ from monai.transforms import LoadImage
 from ..checks import check_label_values
 from ..keys import IMAGE, LABEL
 from .reader import NiftiReader
+from .support import SLICES, VALUES
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
@@ -162,8 +163,8 @@ class Datastore:
                     free = next(n for n in range(1, len(taken) + 2) if n not in taken)
                     numbers[name] = value if value not in taken else free
             mapped = {str(value): numbers[name] for value, name in names.items()}
-            entry = {IMAGE: str(self._image(key, item)), LABEL: str(label), "values": mapped}
-            entries.append({**entry, "slices": "labelled"} if key in (tags or {}) else entry)
+            entry = {IMAGE: str(self._image(key, item)), LABEL: str(label), VALUES: mapped}
+            entries.append({**entry, SLICES: "labelled"} if key in (tags or {}) else entry)
         return entries, dict(sorted(numbers.items(), key=lambda pair: pair[1]))
 
     def inside(self, path: str) -> str:

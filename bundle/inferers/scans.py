@@ -104,9 +104,8 @@ class EncodedSupport:
         encoded.modality = scan.modality
         if len(encoded.slices) < len(features):
             encoded.labels, encoded.thumbprint = label.int(), thumbprint(scan.image.movedim(-1, 0))
-            encoded.bounds = label_bounds(
-                label, encoded.slices, values, extension * scan.pixel_mm / scan.spacing_mm if extension else 0.0
-            )
+            per_pixel = extension * scan.pixel_mm / scan.spacing_mm
+            encoded.bounds = label_bounds(label, encoded.slices, values, per_pixel)
         return encoded
 
     @classmethod

@@ -82,11 +82,10 @@ class KeepDrawnSlicesd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             support = np.asarray(out[key].meta.get("support", "[]")).ravel()[0]  # collating may have made a list of it
+            scan = os.path.realpath(str(out[key].meta.get("filename_or_obj", "")))
             for entry in json.loads(str(support)):
                 label_map: MetaTensor = out[key]
-                if entry.get(SLICES) == "labelled" and os.path.realpath(
-                    str(label_map.meta.get("filename_or_obj", ""))
-                ) == os.path.realpath(entry[IMAGE]):
+                if entry.get(SLICES) == "labelled" and os.path.realpath(entry[IMAGE]) == scan:
                     read = LoadImage(reader=NiftiReader, image_only=True)(entry[LABEL])
                     placed = self.match(EnsureChannelFirst()(read), label_map).as_subclass(torch.Tensor)
                     out[key] = self.keep(label_map, _renumber(placed, entry.get(VALUES)))
