@@ -11,6 +11,7 @@ from .orientation import InPlaneOrientation, MirrorCheck
 from .pseudo_supports import PseudoSupports
 from .quality import Quality
 from .refinement import SelfSupportRefinement
+from .region import RegionOfInterest
 from .shape_interpolation import ShapeInterpolation
 from .slice_registration import SliceRegistration
 from .support_encoder import SupportEncoder
@@ -27,6 +28,7 @@ __all__ = [
     "MirrorCheck",
     "PseudoSupports",
     "Quality",
+    "RegionOfInterest",
     "ScanFusion",
     "SelfSupportRefinement",
     "ShapeInterpolation",

@@ -26,6 +26,7 @@ from .orientation import InPlaneOrientation, MirrorCheck
 from .pseudo_supports import PseudoSupports
 from .quality import Quality
 from .refinement import SelfSupportRefinement
+from .region import enlarge
 from .scans import EncodedQuery, EncodedSupport, ExtentMatch, Registration
 from .shape_interpolation import ShapeInterpolation, least_sure_slice, own_support
 from .slice_registration import SliceRegistration
@@ -170,8 +171,9 @@ class FewShotInferer(Inferer):
         meta["support_rotation"] = torch.tensor([best.turn])
         scores = self._match(network, query, [*placed, *self._place_all(network, query, pseudo)], encoded, values)
         reverse_dice = self._reverse_dice(network, query, placed, values, scores)
-        meta["reverse_dice"] = reverse_dice[None].cpu()
         scores = self._upsample(query, self.quality.present(scores, reverse_dice), True, self._widths(encoded, values))
+        scores, reverse_dice = self._look_closer(network, query, placed, values, scores, reverse_dice)
+        meta["reverse_dice"] = reverse_dice[None].cpu()
         shapes, own_scan = self.shape_interpolation, own_support(query.volume, encoded)
         if shapes is not None and own_scan is not None:
             scores = shapes(scores, own_scan, values, query.spacing_mm, pixel_size(inputs))
@@ -211,6 +213,60 @@ class FewShotInferer(Inferer):
         """Competing scores ``(D, 1 + n, h, w)`` by scans on which a query lies, smoothed as labels of ``encoded``."""
         scores, possible = self.fusion(network, query, placed, values, self.matching)
         return self._refine(network, query, scores, possible, True, self.fusion.widths_mm(encoded, values))
+
+    def _look_closer(
+        self,
+        network: nn.Module,
+        query: EncodedQuery,
+        placed: Placed,
+        values: Sequence[int],
+        scores: Tensor,
+        reverse_dice: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Match once more in the region of interest, see :class:`RegionOfInterest`.
+
+        Of each label, that answer counts which gives the support's label back better.
+
+        Args:
+            network: the network that matches.
+            query: the query.
+            placed: the support scans and where the query lies on them.
+            values: the ``n`` labels.
+            scores: of the first pass ``(D, 1 + n, H, W)``; changed in place.
+            reverse_dice: of the first pass ``(n,)``.
+
+        Returns:
+            Scores and reverse Dice of both passes together.
+        """
+        scan, registered = max(placed, key=lambda one: one[1].similarity)
+        looking = self.support_encoder.region_of_interest
+        if looking is None or scan.region is None:
+            return scores, reverse_dice
+        batch_size = slices_a_pass(scores.shape[1], query.volume, self.matching.slice_batch_size)
+        winners = torch.cat([part.max(dim=1).indices for part in scores.split(batch_size)]).cpu()
+        labels = torch.tensor([0, *values])[winners].movedim(0, -1)
+        box = looking.on_query(labels.rot90(registered.turn), scan.region)
+        if box is None:
+            return scores, reverse_dice
+        volume = enlarge(query.volume.rot90(registered.turn, (2, 3)), box)
+        inside = EncodedQuery(volume, query.spacing_mm, query.encode)
+        again = [
+            (scan.finer, self.registration.on_maps(inside.features(), scan.finer, found.positions[None], query.spacing_mm))
+            for scan, found in placed
+            if scan.finer is not None
+        ]
+        finer = [(scan, found) for scan, [found] in again]
+        supports = [scan for scan, _ in finer]
+        found = self._match(network, inside, finer, supports, values)
+        closer = self._reverse_dice(network, inside, finer, values, found)
+        better = (closer >= self.quality.min_reverse_dice) & (closer >= reverse_dice)
+        found, widths = self.quality.present(found, closer), self._widths(supports, values)
+
+        def upsampled(part: slice) -> Tensor:
+            return upsample(found[part], volume[part], self.upsampling, True, widths, batch_size)
+
+        looking.paste(scores, box, registered.turn, upsampled, better, batch_size)
+        return scores, torch.where(better, closer, reverse_dice)
 
     def _within_extents(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..data.protocol import support_slices
 from ..data.support import SupportScan
+
+if TYPE_CHECKING:
+    from .region import Region
 
 
 class EncodedSupport:
@@ -68,6 +71,8 @@ class EncodedSupport:
         self.modality: str | None = None  # what the image was taken for
         self.labels: Tensor | None = None  # of a scan that is labelled on some slices, its label map (Ds, H, W)
         self.thumbprint: Tensor | None = None  # and what tells its image from others, see thumbprint
+        self.region: Region | None = None  # what it labels, where that is small, see RegionOfInterest
+        self.finer: EncodedSupport | None = None  # and what lies there, enlarged
         self.bounds: Tensor | None = None
         self._views: dict[tuple[int, int], EncodedSupport] = {}
 

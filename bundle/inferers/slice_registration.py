@@ -20,6 +20,7 @@ ALIGNMENT = {  # arguments of align_scans
     "min_overlap": 0.5,
     "overlap_penalty": 0.3,
     "flip_margin": 0.1,
+    "flip_within": 0.2,
     "candidates": 6,
     "apart": 1.5,
 }
@@ -147,6 +148,7 @@ def align_scans(
     min_overlap: float = 0.5,
     overlap_penalty: float = 0.3,
     flip_margin: float = 0.1,
+    flip_within: float = 0.2,
     candidates: int = 1,
     apart: float = 2.0,
 ) -> list[tuple[Tensor, float]]:
@@ -166,8 +168,11 @@ def align_scans(
         overlap_penalty: what a map loses if the scans do not overlap at all, in proportion to what does not.
         flip_margin: by how much more similar the slices must be in reverse order for the query to count as upside
             down; a header that lies about the direction of z does that.
+        flip_within: by how much the slices may be less similar, all penalties counted, on a map of the other way for it
+            to be added.
         candidates: how many maps are wanted. If all of several go the same way along z, the best of the other way is
-            added.
+            added, unless it is much worse: the few slices that such a map may leave in the overlap can be as similar as
+            any, though they lie upside down.
         apart: by how many of the support's slices they differ at least, on average.
 
     Returns:
@@ -194,6 +199,7 @@ def align_scans(
     scores[count < (min_overlap * possible).clamp(min=1)] = -math.inf
     upwards = torch.arange(len(positions)) < len(upright)
     found: list[int] = []
+    worst = float(scores.amax()) - flip_within
 
     def add_best_of(among: Tensor) -> None:
         found.append(int(among.argmax()))
@@ -203,7 +209,7 @@ def align_scans(
         add_best_of(scores)
     for way in (upwards, ~upwards):
         others = scores.where(way, scores.new_tensor(-math.inf))
-        if candidates > 1 and not way[found].any() and others.amax() > -math.inf:
+        if candidates > 1 and not way[found].any() and others.amax() >= worst:
             add_best_of(others)
     return [(positions[index].float(), float(means[index])) for index in found]
 

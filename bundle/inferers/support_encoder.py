@@ -20,6 +20,7 @@ from ..data.support import SLICES, VALUES, SupportScan, load_support, resolve_su
 from ..identity import file_state
 from ..keys import IMAGE, LABEL
 from .completion import SliceCompletion
+from .region import RegionOfInterest
 from .scans import EncodedQuery, EncodedSupport, SupportSummary
 from .slice_registration import SliceRegistration
 
@@ -93,6 +94,7 @@ class SupportEncoder:
         cache_size: encoded scans that are kept, at least those that answer for a query.
         extension: how far a label goes on beyond the outermost slices of a scan that is labelled on some of its slices,
             as a share of its diameter there, see :func:`label_bounds`; 0 for half a gap between labelled slices alone.
+        region_of_interest: a scan's region of interest is encoded, too; ``None`` for none.
 
     Raises:
         ValueError: for ``num_supports`` below 1, or a negative ``extension``.
@@ -109,6 +111,7 @@ class SupportEncoder:
         slice_batch_size: int = 16,
         cache_size: int = 8,
         extension: float = 0.75,
+        region_of_interest: RegionOfInterest | None = RegionOfInterest(),  # noqa: B008, has no state
     ) -> None:
         if num_supports is not None and num_supports < 1:
             raise ValueError(f"num_supports must be at least 1, or None for all, got {num_supports}")
@@ -123,6 +126,7 @@ class SupportEncoder:
         self.slice_batch_size = slice_batch_size
         self.cache_size = cache_size
         self.extension = extension
+        self.region_of_interest = region_of_interest
         self._given: list[SupportScan] = []
         self._scans = Cache(cache_size)
         self._summaries = Cache(float("inf"))
@@ -220,12 +224,20 @@ class SupportEncoder:
         load: Callable[[], SupportScan],
         in_use: int = 0,
     ) -> EncodedSupport:
-        def make() -> EncodedSupport:
-            scan = load()
+        def encode(scan: SupportScan) -> EncodedSupport:
             features = self.encode(network, scan.image.movedim(-1, 0).to(device))
             descriptor = registration.describe(features)
             encoded = EncodedSupport.from_scan(scan, features, descriptor, self.slice_batch_size, self.extension)
             return self.complete(network, registration, encoded)
+
+        def make() -> EncodedSupport:
+            scan = load()
+            encoded = encode(scan)
+            looking = self.region_of_interest
+            region = looking.on_support(scan.label) if looking is not None else None
+            if looking is not None and region is not None:
+                encoded.region, encoded.finer = region, encode(looking.cut(scan, region.box))
+            return encoded
 
         return self._scans.get((*owner, key), make, in_use)
 
