@@ -45,6 +45,7 @@ MATCHING: dict[str, Any] = {  # leaves what the published method has as well
     "smoothing_mm": 0.0,
     "refinement": None,
     "upsampling": None,
+    "region_of_interest": None,
     "min_reverse_dice": 0.0,
 }
 

@@ -29,6 +29,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "label completion": ("completion", "shape_interpolation", "extension"),
     "refinement": ("refinement",),
     "guided upsampling": ("upsampling",),
+    "region of interest": ("region_of_interest",),
     "checks of the answer: the default": (
         "in_plane_orientation",
         "mirror_check",

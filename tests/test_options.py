@@ -37,13 +37,14 @@ OVERLAYS = {
 }
 EXPORTED = ("inference_onnx", "inference_ts", "inference_trt")  # built in tests/integration/test_exports.py
 OFF = ["completion", "registration", "in_plane_orientation", "atlas_fallback", "pseudo_supports", "refinement",
-       "upsampling", "shape_interpolation", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
+       "upsampling", "region_of_interest", "shape_interpolation", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
 
 
 def parts_of(inferer):
     """What each switch of the config leaves in an inferer."""
     stages = {
         "completion": inferer.support_encoder.completion,
+        "region_of_interest": inferer.support_encoder.region_of_interest,
         "registration": inferer.registration.cells,
         "atlas_fallback": inferer.known_extents.atlas_fallback,
         "truncated_structures": inferer.quality.truncated_structures,

@@ -251,7 +251,10 @@ class FewShotInferer(Inferer):
         volume = enlarge(query.volume.rot90(registered.turn, (2, 3)), box)
         inside = EncodedQuery(volume, query.spacing_mm, query.encode)
         again = [
-            (scan.finer, self.registration.on_maps(inside.features(), scan.finer, found.positions[None], query.spacing_mm))
+            (
+                scan.finer,
+                self.registration.on_maps(inside.features(), scan.finer, found.positions[None], query.spacing_mm),
+            )
             for scan, found in placed
             if scan.finer is not None
         ]

@@ -120,7 +120,9 @@ class RegionOfInterest:
             theirs = quartiles(torch.stack([region.profiles[value][axis] for value in found]).sum(dim=0))
             scale = float((own[2] - own[0]) / (theirs[2] - theirs[0]).clamp(min=1.0))
             scale = min(max(scale, 1 / self.largest_scale), self.largest_scale)
-            low, high = (float(own[1]) + scale * (end - float(theirs[1])) for end in region.box[2 * axis : 2 * axis + 2])
+            low, high = (
+                float(own[1]) + scale * (end - float(theirs[1])) for end in region.box[2 * axis : 2 * axis + 2]
+            )
             length = min(size, round(high - low))
             low = min(max(0, round(low)), size - length)
             sides += [low, low + length]
@@ -136,13 +138,7 @@ class RegionOfInterest:
         return replace(scan, image=image.movedim(0, -1), label=label[:, 0].movedim(0, -1), pixel_mm=pixel_mm)
 
     def paste(
-        self,
-        scores: Tensor,
-        box: Box,
-        turn: int,
-        finer: Callable[[slice], Tensor],
-        better: Tensor,
-        batch_size: int,
+        self, scores: Tensor, box: Box, turn: int, finer: Callable[[slice], Tensor], better: Tensor, batch_size: int
     ) -> None:
         """Put what was found in a box into competing scores, some slices at a time.
 

@@ -33,6 +33,7 @@ STAGES = (  # what the paper lacks
     "InPlaneOrientation",
     "MirrorCheck",
     "PseudoSupports",
+    "RegionOfInterest",
     "SelfSupportRefinement",
     "ShapeInterpolation",
     "SliceCompletion",

@@ -21,6 +21,7 @@ STAGES = {  # arguments of each stage, with what they are where a test does not 
             "labels": None,
             "dataset_dir": None,
             "extension": 0.0,
+            "region_of_interest": None,
             "num_supports": None,
             "completion": None,
             "cache_size": 8,

@@ -252,7 +252,7 @@ def test_candidates_differ_and_the_best_comes_first():
 def test_one_candidate_at_least_goes_the_other_way():
     support = bodies(torch.arange(30) * 7.0)
     for query, ways in ((support, [True, True, False]), (support.flip(0), [False, False, True])):
-        slice_maps = align_scans(query, support, 7.0, 7.0, min_overlap=0.9, candidates=2)
+        slice_maps = align_scans(query, support, 7.0, 7.0, min_overlap=0.9, candidates=2, flip_within=3.0)
         assert [bool((slice_map.diff() > 0).all()) for slice_map, _ in slice_maps] == ways
 
 
