@@ -21,6 +21,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.bundle.workflows import ConfigWorkflow
 from monai.utils import optional_import
 
+from .commands import next_command
 from .ids import MEANINGS, SEP, optional_parts, strings, suggest, switches, walk
 
 APPEND = "+"
@@ -56,14 +57,21 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
         return {"run_id": run_id, "init_id": init_id, "final_id": final_id, **others}
 
     given = fire.Fire(collect, command=list(typed[1:]), serialize=lambda _: None)
-    for key, value in given.items():
+    for key in given:
         if key.startswith(APPEND):
             raise ValueError(f"--{key}: {ONLY_IN_FILES}")
-        if key not in RUN_ARGUMENTS and value is None:
-            raise ValueError(f"--{key} None: MONAI ignores None here; type --{key} False to switch it off")
+    nothing = [key for key, value in given.items() if key not in RUN_ARGUMENTS and value is None]
     merged = update_kwargs(given.pop("args_file", None), **given)
     overrides = {key: value for key, value in merged.items() if key not in RUN_ARGUMENTS}
-    check_options(merged.get("config_file") or [], overrides, tracking=merged.get("tracking"))
+    overrides |= dict.fromkeys(nothing, "$None")
+    files = merged.get("config_file") or []
+    check_options(files, overrides, tracking=merged.get("tracking"))
+    for key in nothing:
+        parser = ConfigParser()
+        parser.read_config(files)
+        can_be_off = _can_be_off(key.replace("::", SEP), parser.get())
+        advice = f"type --{key} False to switch it off" if can_be_off else f"type --{key} '$None' for null"
+        raise ValueError(f"--{key} None: MONAI ignores None here; {advice}")
 
 
 def read_config(files: Sequence[str | os.PathLike], overrides: Mapping[str, Any]) -> ConfigParser:
@@ -129,6 +137,7 @@ class _Settings:
 
     def __init__(self, parser: ConfigParser, shared: set[str]) -> None:
         self.parser = parser
+        self.base = deepcopy(parser.get())
         self.shared = shared  # ids that an overlay may have for another config's sake
         self.new: list[tuple[str, str, list[str]]] = []  # ids to which something must refer, where set, those beside
         self.touched: list[tuple[str, str]] = []
@@ -143,6 +152,8 @@ class _Settings:
         old = self._check_path(name, where, is_file)
         if not is_file:
             _check_word(f"{where}{name}", value, old)
+            if value is False and not _can_be_off(name, self.base if name in self.base else self.parser.get()):
+                raise ValueError(f"{where}{name} False: this is no switch; leave it out, or give another value")
             is_part = not isinstance(value, (str, int, float, list, tuple)) or str(value).startswith(("$", "@", "%"))
             if value is not False and not is_part and name in optional_parts(self.parser.get()):
                 raise ValueError(f"{where}{name} {value}: give False to switch it off, or a part with a _target_")
@@ -205,7 +216,17 @@ class _Settings:
         ]
         hint = f"; did you mean {min(inner, key=len)}?" if inner else ""
         hint = suggest(last, [*names, *RUN_ARGUMENTS]) or hint
-        return f"the configs have no such id{hint or '; python -m scripts.options lists them'}"
+        return f"the configs have no such id{hint or '; ' + next_command('options') + ' lists them'}"
+
+
+def _can_be_off(name: str, config: Any) -> bool:
+    """Whether ``False`` means anything for an id of a whole config: not for a number, a list or a path.
+
+    What a component takes for an argument, its class decides.
+    """
+    value = config.get(name) if isinstance(config, Mapping) else None
+    is_other = isinstance(value, (int, float, list)) or (isinstance(value, str) and "bundle_root" in value)
+    return SEP in name or isinstance(value, bool) or name in switches(config) or not is_other
 
 
 def _check_file(path: Path) -> None:

@@ -1,14 +1,12 @@
-"""What a run shows a person: how far it is, tables, and the command that follows."""
+"""What a run shows a person: how far it is, and tables."""
 
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from monai.utils import optional_import
@@ -17,7 +15,6 @@ tqdm, has_tqdm = optional_import("tqdm", name="tqdm")
 logging_redirect_tqdm, has_redirect = optional_import("tqdm.contrib.logging", name="logging_redirect_tqdm")
 
 Item = TypeVar("Item")
-COMMAND = "alpnet"
 TABLE = "bundle.table"  # the logger of what ends a run; configs/logging.conf prints it without a time before each line
 LINE_S = 10.0  # without a terminal: so many seconds from one line of progress to the next
 logger = logging.getLogger(__name__)
@@ -81,15 +78,3 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def is_command() -> bool:
-    """Whether this program was started as ``alpnet``."""
-    program = Path(sys.argv[0])
-    return program.stem == COMMAND and program.suffix in ("", ".exe")
-
-
-def next_command(script: str, *arguments: str) -> str:
-    """A command of this bundle as the user would type it now: of the console command, or of its script."""
-    program = [COMMAND, script] if is_command() else ["python", "-m", f"scripts.{script}"]
-    return shlex.join([*program, *arguments])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +27,12 @@ SCRIPTS = {
     "report": "one HTML page with the pictures and tables of a run",
     "prepare": "bring DICOM or NIfTI files of any layout into a data set",
     "dicom_seg": "write results as DICOM segmentations of the series that were segmented",
+    "options": "list what can be set, with its meaning, its default and an example",
+    "preview": "pictures of superpixels, training episodes, a segmentation, prototypes or the learning curve",
+    "convert_weights": "published weights of other programs in the format of this one",
 }
 EPILOG = """Every id of the configs is an option as well: --num_slices 5, --registration#reach 2, or --set num_slices=5.
+alpnet options lists them.
 An error is one line; with ALPNET_TRACEBACK=1 in the environment it comes with its traceback."""
 
 
@@ -37,8 +43,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """End with the status of wrong usage."""
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        """End with the status of wrong usage; a question is its own remedy."""
+        self.exit(2, f"error: {message}\n" if message.endswith("?") else f"error: {message}; see {self.prog} --help\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,18 +97,55 @@ def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Parsers of the commands by their names."""
+    found = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction)).choices
+    return dict(found)
+
+
 def options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
     """Options that a command has; those of the whole parser if there is no such command."""
-    commands = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction)).choices
-    return [option for each in commands.get(command, parser)._actions for option in each.option_strings]
+    chosen = commands_of(parser).get(command, parser)
+    return [option for each in chosen._actions for option in each.option_strings]
 
 
-def collect_ids(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Write ``--id value`` and ``--id=value`` of options that are not known as ``--set=id=value``.
+def ids_of(command: str, arguments: Sequence[str]) -> set[str] | None:
+    """Ids that a command line may set, without their parts; ``None`` if a config cannot be read here, as one in YAML.
+
+    They are what the configs have, say the meaning of or refer to, and what the command line itself refers to.
 
     Raises:
-        ValueError: for an id without a value.
+        FileNotFoundError: for a config that does not exist.
     """
+    from bundle.ids import MEANINGS, strings, walk
+
+    parser = Parser(prog=f"alpnet {command}", add_help=False)
+    parser.add_argument("--config", action="append", default=[])
+    files = config_files(command, parser.parse_known_args(arguments)[0].config)
+    try:
+        contents = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+    except (OSError, ValueError):  # what is wrong with it is said when the run reads it
+        return None
+    paths = [path for content in contents for path, _ in walk(content)]
+    ids = {re.split("#|::", path.lstrip("+").removeprefix(f"{MEANINGS}#"))[0] for path in paths}
+    texts = [*arguments, *(text for content in contents for _, text in strings(content))]
+    return ids | {name for text in texts for name in re.findall(r"[@%](\w+)", text)} | {"finalize"}
+
+
+def collect_ids(arguments: Sequence[str], known: Sequence[str], ids: Collection[str] | None = None) -> list[str]:
+    """Write ``--id value`` and ``--id=value`` of options that are not known as ``--set=id=value``.
+
+    Args:
+        arguments: the command line.
+        known: options that the command has.
+        ids: what else can be set; by default that is not checked here.
+
+    Raises:
+        ValueError: for an id without a value, and for a name that is neither known nor an id, but similar to one.
+    """
+    from bundle.ids import suggest
+
+    names = [option[2:] for option in known if option.startswith("--")]
     out: list[str] = []
     rest = list(arguments)
     while rest:
@@ -113,6 +156,10 @@ def collect_ids(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
         if not name.startswith("--") or name in known:
             out.append(word)
             continue
+        first = re.split("#|::", name[2:])[0]
+        hint = suggest(first, [*names, *ids]) if ids is not None and first not in ids else ""
+        if hint:
+            raise ValueError(f"{name}: no such option{hint.replace('mean ', 'mean --')}")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{name}: no value; give {name} VALUE")
@@ -274,6 +321,25 @@ def run(kind: str, files: Sequence[str], overrides: Mapping[str, Any]) -> None:
     workflow.finalize()
 
 
+def parse(typed: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; a mistake ends the program with one line, and with the most similar name if there is one."""
+    from bundle.ids import suggest
+
+    parser = make_parser()
+    if not typed:
+        return parser.parse_args([])
+    command, commands = typed[0], commands_of(parser)
+    if command not in commands and not command.startswith("-") and suggest(command, commands):
+        parser.error(f"argument COMMAND: invalid choice: {command!r}{suggest(command, commands)}")
+    try:
+        asks = {"-h", "--help"} & set(typed)
+        ids = None if asks else ids_of(command, typed) if command in commands else set()
+        words = collect_ids(typed, options_of(parser, command), ids)
+    except ValueError as error:
+        commands.get(command, parser).error(str(error))
+    return parser.parse_args(words)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from bundle.errors import explain_errors
@@ -285,14 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import_module(f"scripts.{typed[0]}").main(typed[1:], name=f"alpnet {typed[0]}")
         return
-    parser = make_parser()
-    options = parser.parse_args(collect_ids(typed, options_of(parser, typed[0])) if typed else [])
+    options = parse(typed)
     if options.version:
         from bundle import __version__
 
         print(f"alpnet {__version__}")
     elif options.command is None:
-        parser.print_help()
+        make_parser().print_help()
     else:
         warnings.filterwarnings("ignore")  # of packages, about themselves; what concerns a user is logged
         files, overrides = config_files(options.command, options.config), overrides_of(options)

@@ -39,7 +39,7 @@ def check(dataset_dir: str, strict: bool = False, num_workers: int | None = None
     names = label_names(root)
     total = len(scans)
     findings = check_entries(scans, names=names, num_workers=num_workers, progress=True) + check_folder(root)
-    findings += [] if folders else _labels_among(scans, root)
+    findings += [] if folders else _labels_among(scans, root) + _unread(root)
     leave_out(scans, findings, strict, print)
     print(f"{root}: {total} scans, {len(scans)} usable, {len(findings)} findings")
     print("\n".join(summary(scans, names)))
@@ -65,6 +65,14 @@ def _labels_among(scans: Sequence[dict[str, Any]], root: Path) -> list[Finding]:
         for index, scan in enumerate(scans)
         if is_label_name(Path(scan[IMAGE]).name)
     ]
+
+
+def _unread(root: Path) -> list[Finding]:
+    """What lies beside the scans of a folder without a layout and is not read; its folder of labels is."""
+    from bundle.data.fingerprint import Finding, unread_files
+
+    labels = f"{root / 'labels'}: "
+    return [Finding(line) for line in unread_files(root, root) if not line.startswith(labels)]
 
 
 def summary(scans: Sequence[dict[str, Any]], names: dict[int, str]) -> list[str]:

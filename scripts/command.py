@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -12,6 +13,8 @@ from typing import Any
 import fire
 
 from bundle.errors import explain_errors
+
+TEXT = re.compile(r"str( \| (None|Path|os\.PathLike))*")  # annotations of arguments that are no literals of Python
 
 
 class _Call:
@@ -42,13 +45,14 @@ def command(
     """
     explain_errors()
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    wants_help = bool({"-h", "--help"} & set(typed))
     if isinstance(component, Mapping):
-        deferred: Any = {key: _defer(function) for key, function in component.items()}
+        deferred: Any = {key: _defer(function, wants_help) for key, function in component.items()}
         if not typed or typed[0] not in (*component, "--help", "-h", "--"):
             _refuse(f"{typed[0]}: no such command" if typed else "no command", name, ", ".join(component))
     else:
-        deferred = _defer(component)
-    if {"-h", "--help"} & set(typed):  # which a function that takes any option would take for one
+        deferred = _defer(component, wants_help)
+    if wants_help:  # which a function that takes any option would take for one
         typed = [word for word in typed[:1] if isinstance(component, Mapping) and word in component] + ["--", "--help"]
     said = io.StringIO()
     try:
@@ -70,14 +74,26 @@ def command(
         print(result)
 
 
-def _defer(function: Callable) -> Callable:
-    """The same function to Fire, which only remembers its arguments."""
+def _defer(function: Callable, for_help: bool) -> Callable:
+    """The same function to Fire, which only remembers its arguments.
+
+    Arguments that are annotated as text stay as they are typed: Fire would take the folder ``2024_05`` for a number and
+    leave out what follows a ``#``. Its help would list what says so.
+    """
 
     @functools.wraps(function)
     def remember(*args: Any, **kwargs: Any) -> _Call:
         return _Call(functools.partial(function, *args, **kwargs))
 
-    return remember
+    if for_help:
+        return remember
+    texts = [name for name, kind in function.__annotations__.items() if TEXT.fullmatch(str(kind)) and name != "return"]
+    return fire.decorators.SetParseFns(**{name: _text for name in texts})(remember)
+
+
+def _text(word: str) -> str | None:
+    """A word as it was typed, but for what stands for nothing."""
+    return None if word == "None" else word
 
 
 def _refuse(what: str, name: str, there: str = "") -> None:

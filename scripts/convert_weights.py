@@ -6,6 +6,7 @@ Usage: python -m scripts.convert_weights {official,adnet,torchvision,efficientne
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ def _write(result: Conversion) -> str:
     return f"{line}; {weights.note}" if weights.note else line
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.convert_weights") -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     commands = {
         "official": official,
@@ -105,7 +106,7 @@ def main() -> None:
         "torchvision": torchvision,
         "efficientnet_lite": efficientnet_lite,
     }
-    command(commands, "scripts.convert_weights", finish=_write)
+    command(commands, name, arguments, finish=_write)
 
 
 if __name__ == "__main__":

@@ -28,21 +28,15 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import fire
-import nibabel as nib
-import numpy as np
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
 
 from bundle import __version__
 from bundle.atomic import write_json, write_text
-from bundle.data import SupportScan
-from bundle.networks import load_weights
+from bundle.errors import SHOW_TRACEBACK
 
 from .benchmark import accuracy
-from .literal import segment_volume
+from .command import command
+from .on_demand import OnDemand
 from .speed import (
     RESNET,
     ROOT,
@@ -59,6 +53,21 @@ from .speed import (
     training_rows,
 )
 
+if TYPE_CHECKING:
+    import nibabel as nib
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from bundle.data import SupportScan
+else:
+    nib = OnDemand("nibabel")
+    np = OnDemand("numpy")
+    torch = OnDemand("torch")
+    F = OnDemand("torch.nn.functional")
+data = OnDemand("bundle.data")
+networks = OnDemand("bundle.networks")
+loops = OnDemand("scripts.literal")
 WHEELS = ("monai", "nibabel", "pytorch-ignite", "fire", "termcolor")
 GPU_TESTS = ("tests/cuda", "tests/data/test_bank.py")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -127,14 +136,14 @@ class Place:
         """Inferer, network, support scan and query of the data set."""
         chosen = {**self.inference_overrides, **settings}
         parser = read(["inference"], {"dataset_dir": self.dataset_dir, "device": device, **chosen})
-        network = load_weights(parser.get_parsed_content("network"), self.weights).eval()
+        network = networks.load_weights(parser.get_parsed_content("network"), self.weights).eval()
         return parser.get_parsed_content("inferer"), network, *support_and_query(parser, self.dataset_dir, device)
 
 
 def tests(place: Place) -> Iterator[Row]:
     """The tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-v", "-W", "ignore", "-m", "gpu", *GPU_TESTS]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    words = [sys.executable, "-m", "pytest", "-v", "-W", "ignore", "-m", "gpu", *GPU_TESTS]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines = []
         for line in process.stdout or ():
             print(line, end="", flush=True)
@@ -204,18 +213,18 @@ def inference(place: Place) -> Iterator[Row]:
     parts = torch.arange(size[0])[:, None, None] // 8 % 4  # each label becomes several
     label = torch.where(label > 0, 1 + ((label - 1) * 4 + parts) % place.labels, 0)
     image = F.interpolate(support.image[None], size=size, mode="trilinear")[0]
-    many = SupportScan(image.cpu(), label.cpu(), spacing_mm, "many slices")
+    many = data.SupportScan(image.cpu(), label.cpu(), spacing_mm, "many slices")
 
     def run() -> None:
         inferer.set_support([many])
         inferer(long[None], network)
 
     every = 20  # slices between two that the literal loop takes; it takes as long for each
-    some = SupportScan(many.image[..., ::every], many.label[..., ::every], spacing_mm * every, "fewer slices")
+    some = data.SupportScan(many.image[..., ::every], many.label[..., ::every], spacing_mm * every, "fewer slices")
     few = long.as_subclass(torch.Tensor)[..., ::every]
 
     def literal() -> None:
-        segment_volume(network, few, some, many.values, spacing_mm * every)
+        loops.segment_volume(network, few, some, many.values, spacing_mm * every)
 
     (seconds,) = in_turns([run], device, 1)
     known = clock(lambda: inferer(long[None], network), device)
@@ -333,10 +342,10 @@ def _watch(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure parts in one process; yields a part's result as it grows, and ends after one that failed."""
     arguments = ["measure", repr(list(names)), repr(place)]
+    environment = {**os.environ, SHOW_TRACEBACK: "1"}  # the log shall say where a part failed
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": environment}
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
+        process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=log, start_new_session=True, **pipes)
     told: queue.Queue[str] = queue.Queue()
 
     def listen() -> None:
@@ -447,8 +456,8 @@ def pack(dataset_dir: str, folder: str = ".gpu", wheels: bool = True, python: st
         names = [f"{name}=={version(name)}" for name in WHEELS]
         options = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
         options += [part for platform in PLATFORMS for part in ("--platform", platform)]
-        command = [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(target / "wheels"), *names]
-        subprocess.run(command, check=True)
+        words = [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(target / "wheels"), *names]
+        subprocess.run(words, check=True)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return f"{target}: {size / 2**20:.1f} MiB; send it with the working tree and run ./scripts/gpu.sh OUT there"
 
@@ -466,10 +475,7 @@ def save_integers(source: Path, target: Path) -> None:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    try:
-        fire.Fire({"run": run, "measure": measure, "pack": pack}, name="scripts.gpu")
-    except (ValueError, TypeError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        sys.exit(f"gpu: {error}")
+    command({"run": run, "measure": measure, "pack": pack}, "scripts.gpu")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import ast
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bundle.commands import COMMAND, is_command, next_command
 from bundle.ids import MEANINGS, SEP, suggest, switches, walk
 
 from .command import command
@@ -29,11 +30,14 @@ def options(config: str | None = None, id: str | None = None) -> str:
     Args:
         config: inference, train or evaluate; all three by default.
         id: one of its ids, also an inner one such as registration#reach.
+
+    Raises:
+        ValueError: for a name that is none of these, with the most similar one.
     """
     if config is not None and config not in CONFIGS:
         raise ValueError(f"config must be one of {', '.join(CONFIGS)}, got {config!r}{suggest(config, CONFIGS)}")
-    if id is not None and config is not None:
-        return "\n".join(detail(config, str(id)))
+    if id is not None:
+        return "\n".join(detail(config, str(id))) if config else everywhere(str(id))
     return "\n\n".join("\n".join(listing(name)) for name in ([config] if config else CONFIGS))
 
 
@@ -65,7 +69,9 @@ def listing(config: str) -> Iterator[str]:
         content = {key: value for key, value in content.items() if key in own}
     files = [f"configs/{name}.json" for name in CONFIGS[config]]
     file = files[0] if len(files) == 1 else f'"{files}"'
-    yield f"{config}: python -m monai.bundle run --config_file {file} --ID VALUE …"
+    verb = "segment" if config == "inference" else config
+    program = f"{COMMAND} {verb} …" if is_command() else f"python -m monai.bundle run --config_file {file}"
+    yield f"{config}: {program} --ID VALUE …"
     if config == "evaluate":
         yield "All ids of inference can be set as well."
     off = switches(read(config))
@@ -77,14 +83,32 @@ def listing(config: str) -> Iterator[str]:
         yield f"\n{heading}"
         for key in chosen:
             yield from entry(key, meaning(meanings[key]), short(content[key]), examples[key])
-    yield f"\nMore about one, and what is inside it: python -m scripts.options {config} ID"
+    yield f"\nMore about one, and what is inside it: {next_command('options', config, 'ID')}"
+
+
+def everywhere(name: str) -> str:
+    """One id in the configs that have it, told once for those that say the same."""
+    name = name.replace("::", SEP)
+    having = [config for config in CONFIGS if name in values(read(config))]
+    if not having:
+        known = [path for config in CONFIGS for path in values(read(config))]
+        raise ValueError(f"no config has an id {name!r}{suggest(name, known)}")
+    told: dict[str, list[str]] = {}
+    for config in having:
+        told.setdefault("\n".join(detail(config, name)), []).append(config)
+    return "\n\n".join(f"{', '.join(configs)}:\n{text}" for text, configs in told.items())
+
+
+def values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Every id of a config with its value."""
+    return {path: value for path, value in walk(content) if path and not path.startswith("_")}
 
 
 def detail(config: str, name: str) -> Iterator[str]:
     """One id: its meaning, and the arguments of the class behind it with their own."""
     content = read(config)
     name = name.replace("::", SEP)
-    known = {path: value for path, value in walk(content) if path and not path.startswith("_")}
+    known = values(content)
     if name not in known:
         raise ValueError(f"{config} has no id {name!r}{suggest(name, known)}")
     value, parent = known[name], known.get(name.rpartition(SEP)[0])
@@ -173,9 +197,9 @@ def docstrings() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.options") -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
-    command(options, "scripts.options")
+    command(options, name, arguments)
 
 
 if __name__ == "__main__":

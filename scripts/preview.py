@@ -366,11 +366,11 @@ def richest_slice(labels: np.ndarray) -> int:
     return int(score.argmax())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "scripts.preview") -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    command({f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}, "scripts.preview")
+    command({f.__name__: f for f in (superpixels, episodes, overlay, triptych, prototypes, curves)}, name, arguments)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ OVERLAYS = {
 }
 EXPORTED = ("inference_onnx", "inference_ts", "inference_trt")  # built in tests/integration/test_exports.py
 OFF = ["completion", "registration", "in_plane_orientation", "atlas_fallback", "pseudo_supports", "refinement",
-       "upsampling", "region_of_interest", "shape_interpolation", "truncated_structures", "mirror_check", "memory_check"]  # fmt: skip
+       "upsampling", "region_of_interest", "shape_interpolation", "truncated_structures", "mirror_check",
+       "memory_check"]  # fmt: skip
 
 
 def parts_of(inferer):
@@ -69,6 +70,9 @@ def small(names, tmp_path, phantom_dir, **overrides):
     ("names", "key", "value", "message"),
     [
         ("inference evaluate", "protcol", "volume", r"--protcol: .*did you mean protocol\?"),
+        ("inference", "num_slices", False, "--num_slices False: this is no switch; leave it out"),
+        ("inference", "image_size", False, "--image_size False: this is no switch; leave it out"),
+        ("inference evaluate", "fold", False, "--fold False: this is no switch; leave it out"),
         ("train", "max_epoch", 1, r"--max_epoch: .*did you mean max_epochs\?"),
         ("train", "datset_dir", "x", r"--datset_dir: .*did you mean dataset_dir\?"),
         ("inference", "config_fil", "x", r"did you mean config_file\?"),
@@ -304,9 +308,15 @@ def test_labels_are_wanted_by_name(run_config, tmp_path, phantom_dir):
             ["--protcol", "volume"],
             "--protcol: the configs have no such id; did you mean protocol?",
         ),
-        ("train", ["--seed", "None"], "--seed None: MONAI ignores None here; type --seed False to switch it off"),
+        ("train", ["--seed", "None"], "--seed None: MONAI ignores None here; type --seed '$None' for null"),
+        ("train", ["--seeed", "None"], "--seeed: the configs have no such id; did you mean seed?"),
+        (
+            "inference",
+            ["--upsampling", "None"],
+            "--upsampling None: MONAI ignores None here; type --upsampling False to switch it off",
+        ),
     ],
-    ids=["misspelt", "none"],
+    ids=["misspelt", "none", "misspelt none", "none for a switch"],
 )
 def test_the_command_ends_with_one_line_before_any_work(names, words, message, tmp_path):
     typed = ["-W", "ignore", "-m", "monai.bundle", *command(names, *words, "--output_dir", str(tmp_path / "out"))[1:]]

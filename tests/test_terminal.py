@@ -11,7 +11,7 @@ from ignite.engine import Engine
 
 from bundle import terminal
 from bundle.handlers import Progress
-from bundle.terminal import format_table, next_command, progress
+from bundle.terminal import format_table, progress
 
 
 class Terminal(io.StringIO):
@@ -66,17 +66,3 @@ def test_the_bar_of_an_engine_covers_each_epoch(monkeypatch, stream):
 def test_table_by_hand():
     assert format_table(["case", "mL"], [["a", "1.5"], ["long", "1000"]]) == "case    mL\na      1.5\nlong  1000"
     assert format_table(["case", "mL"], []) == "case  mL"
-
-
-@pytest.mark.parametrize(
-    ("program", "expected"),
-    [
-        ("/x/bin/alpnet", "alpnet report 'my run'"),
-        ("C:/x/alpnet.exe", "alpnet report 'my run'"),
-        ("/x/scripts/alpnet.py", "python -m scripts.report 'my run'"),
-        ("/x/monai/bundle/__main__.py", "python -m scripts.report 'my run'"),
-    ],
-)
-def test_the_command_that_follows_is_one_that_the_user_has(monkeypatch, program, expected):
-    monkeypatch.setattr(sys, "argv", [program])
-    assert next_command("report", "my run") == expected

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..commands import next_command
+
 Item = TypeVar("Item")
 SUFFIXES = (".nii.gz", ".nii")
 MODALITY_WORDS = {"ct": {"ct", "cbct"}, "mr": {"mr", "mri", "t1", "t2", "flair", "t1w", "t2w", "t1ce", "t1gd"}}
@@ -137,6 +139,8 @@ def check_dataset(dataset_dir: str | os.PathLike) -> None:
         raise NotADirectoryError(f"{root}: dataset_dir must be a folder, not a file; give the one above imagesTr")
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set dataset_dir to your data set")
+    if root.resolve().name in ("imagesTr", "imagesTs", "labelsTr", "labelsTs"):
+        raise ValueError(f"{root}: this is a part of a data set; give the folder above it, {root.resolve().parent}")
     folders = [name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()]
     if any(list_images(root / name) for name in folders) or list_images(root):
         return
@@ -146,7 +150,7 @@ def check_dataset(dataset_dir: str | os.PathLike) -> None:
         raise ValueError(f"{root}: the folder is empty; put images into {root / 'imagesTr'}")
     raise ValueError(
         f"{root}: no folder imagesTr and no NIfTI files; a data set has imagesTr/*.nii.gz. "
-        "python -m scripts.prepare folder makes one of other files"
+        f"{next_command('prepare', 'folder')} makes one of other files"
     )
 
 

@@ -18,6 +18,7 @@ from monai.transforms.transform import Randomizable
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..checks import check_volume
+from ..commands import next_command
 from ..errors import root_cause
 from ..keys import CANDIDATES, DRAWN, IMAGE, LABEL, SLICE, SUPERPIXELS
 from ..terminal import progress
@@ -137,7 +138,7 @@ class EpisodeDataset(Dataset):
                 raise ValueError(
                     f"no usable slice in {len(entries)} scans: none has a superpixel of {self.min_area_px} pixels"
                     + (f" outside the labels {list(self.exclude_labels)}" if self.exclude_labels else "")
-                    + "; look at them with `python -m scripts.preview superpixels`"
+                    + f"; look at them with `{next_command('preview', 'superpixels')}`"
                 )
             self._candidates = [ids for part in parts for ids in part[2]]
             self._images, self._superpixels = images, superpixels

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import os
-import shlex
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from ..checks import check_geometry, check_label_values, check_volume
+from ..commands import next_command
 from ..keys import IMAGE, LABEL
 from ..terminal import progress as show_progress
 from .cache import ArrayCache
@@ -106,7 +106,7 @@ def prepare_command(folder: str | os.PathLike) -> str:
     """The command that brings a folder of any scans into the layout, in a folder beside it."""
     src = os.path.normpath(folder)
     dst = f"{os.path.abspath(src) if src.endswith('.') else src}_prepared"  # "." and ".." have no name to add to
-    return f"python -m scripts.prepare folder --src {shlex.quote(src)} --dst {shlex.quote(dst)}"
+    return next_command("prepare", "folder", "--src", src, "--dst", dst)
 
 
 def _status(path: str | os.PathLike) -> os.stat_result:
@@ -178,18 +178,28 @@ def _read_fingerprint(path: str, is_label: bool, _mtime: int, _size: int) -> Fin
     )
 
 
-def check_label_file(label: str | os.PathLike, image: str | os.PathLike, allow_empty: bool = False) -> None:
+def check_label_file(
+    label: str | os.PathLike, image: str | os.PathLike, allow_empty: bool = False, max_values: int = 500
+) -> None:
     """Check a label map, its image, and that they belong together.
 
     Args:
         label: NIfTI file of the label map.
         image: NIfTI file of its image.
         allow_empty: whether it may show nothing.
+        max_values: what has more values is a scan of gray values, no label map.
 
     Raises:
         ValueError, FileNotFoundError: in one line with the file and the remedy.
     """
+    if os.path.realpath(label) == os.path.realpath(image):
+        raise ValueError(f"{label}: is given as image and as label; give the label map of this image")
     scan, found = read_fingerprint(image), read_fingerprint(label, is_label=True)
+    if found.values and len(found.values) > max_values:
+        raise ValueError(
+            f"{label}: has {len(found.values)} values, as a scan has; a label map has at most {max_values}: give the "
+            "label map, and check that image and label are not mixed"
+        )
     names = os.fspath(label), os.fspath(image)
     check_placement(found.shape, found.affine, scan.shape, scan.affine, *names, scan.other_affine)
     if not found.values and not allow_empty:

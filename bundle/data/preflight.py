@@ -186,7 +186,7 @@ def leave_out(
     strict: bool = False,
     say: Callable[[str], None] = LOG.warning,
 ) -> None:
-    """Say what was found, a line each, and take bad entries out of the list.
+    """Say what was found, a line each, and take bad entries out of the list; what is raised is not said besides.
 
     Args:
         entries: the list that was checked, changed in place.
@@ -199,12 +199,13 @@ def leave_out(
     """
     bad = {finding.index for finding in findings if finding.index is not None}
     stop = (strict and len(findings) > 0) or len(bad) == len(entries)
+    first = next((f for f in findings if f.index is not None), findings[0]) if stop else None
     for finding in findings:
-        say(("" if stop or finding.index is None else "left out: ") + finding.line)
-    if stop:
-        first = next((f for f in findings if f.index is not None), findings[0]).line
+        if finding is not first:
+            say(("" if stop or finding.index is None else "left out: ") + finding.line)
+    if first is not None:
         more = f" ({len(findings) - 1} more above)" if len(findings) > 1 else ""
-        raise ValueError(first + more)
+        raise ValueError(first.line + more)
     entries[:] = [entry for index, entry in enumerate(entries) if index not in bad]
 
 

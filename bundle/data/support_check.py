@@ -85,6 +85,7 @@ class SupportCheck:
         max_values: an image with at most so many different values, whole numbers all, may be a label map.
         flat_share: it is taken for one if this share of its neighboring voxels, zeros left out, have the same value.
         max_listed: so many structures are described.
+        max_warned: so many lines about structures are said; none if the image may be a label map.
         say: receives the description.
         warn: receives each warning.
     """
@@ -102,6 +103,7 @@ class SupportCheck:
         max_values: int = 256,
         flat_share: float = 0.6,
         max_listed: int = 12,
+        max_warned: int = 5,
         say: Callable[[str], None] = LOG.info,
         warn: Callable[[str], None] = LOG.warning,
     ) -> None:
@@ -122,6 +124,7 @@ class SupportCheck:
         self.max_values = max_values
         self.flat_share = flat_share
         self.max_listed = max_listed
+        self.max_warned = max_warned
         self.say = say
         self.warn = warn
 
@@ -147,7 +150,9 @@ class SupportCheck:
         listed = [one.describe() for one in found[: self.max_listed]]
         listed += [f"{len(found) - len(listed)} more labels"] * (len(found) > len(listed))
         self.say(f"support {name}: {'; '.join([*listed, ', '.join(about)])}")
-        for warning in [*self.image_warnings(raw), *self.label_warnings(found)]:
+        warnings = self.image_warnings(raw) or self.label_warnings(found)
+        more = len(warnings) - self.max_warned
+        for warning in [*warnings[: self.max_warned], *[f"and {more} more of its labels"] * (more > 0)]:
             self.warn(f"support {name}: {warning}")
 
     def measure(self, image: MetaTensor, label: np.ndarray, body: np.ndarray, slices: str) -> list[LabelReport]:

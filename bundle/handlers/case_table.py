@@ -15,10 +15,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing
+from ..commands import next_command
 from ..keys import NEXT_SLICE, PRED
 from ..measurements import COLUMNS, table_row
 from ..quality import format_ml
-from ..terminal import format_table, next_command, table_logger
+from ..terminal import format_table, table_logger
 from .cases import check_keys, is_first, iteration_cases, scan_name
 from .finished import FinishedCases
 

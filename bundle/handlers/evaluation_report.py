@@ -14,9 +14,10 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from ..atomic import replacing, write_json
+from ..commands import next_command
 from ..keys import PRED
 from ..metrics import ScanDice
-from ..terminal import format_table, next_command, table_logger
+from ..terminal import format_table, table_logger
 from .cases import is_first, scan_name
 from .finished import FinishedCases
 

@@ -17,8 +17,8 @@ from ignite.engine import Engine, Events
 
 from .. import __version__
 from ..atomic import write_json
+from ..commands import COMMAND, is_command
 from ..identity import installed_versions
-from ..terminal import COMMAND, is_command
 
 PACKAGES = ("torch", "monai", "numpy", "scikit-image", "nibabel", "pytorch-ignite")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from ..terminal import is_command, next_command, table_logger
+from ..commands import run_command
+from ..terminal import table_logger
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,4 @@ class TrainingLog:
         table_logger.info("\n%s", "\n".join(lines))
 
     def _next(self, weights: str) -> str:
-        data = str(self.dataset_dir or "DATASET")
-        if is_command():
-            return next_command("segment", data, "--weights", weights, "-o", "results")
-        options = ["--dataset_dir", data, "--ckpt_path", weights, "--output_dir", "results"]
-        return shlex.join(["python", "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *options])
+        return run_command("segment", str(self.dataset_dir or "DATASET"), ckpt_path=weights, output_dir="results")

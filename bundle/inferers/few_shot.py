@@ -172,7 +172,7 @@ class FewShotInferer(Inferer):
         scores = self._match(network, query, [*placed, *self._place_all(network, query, pseudo)], encoded, values)
         reverse_dice = self._reverse_dice(network, query, placed, values, scores)
         scores = self._upsample(query, self.quality.present(scores, reverse_dice), True, self._widths(encoded, values))
-        scores, reverse_dice = self._look_closer(network, query, placed, values, scores, reverse_dice)
+        scores, reverse_dice = self._match_region(network, query, placed, values, scores, reverse_dice)
         meta["reverse_dice"] = reverse_dice[None].cpu()
         shapes, own_scan = self.shape_interpolation, own_support(query.volume, encoded)
         if shapes is not None and own_scan is not None:
@@ -214,7 +214,7 @@ class FewShotInferer(Inferer):
         scores, possible = self.fusion(network, query, placed, values, self.matching)
         return self._refine(network, query, scores, possible, True, self.fusion.widths_mm(encoded, values))
 
-    def _look_closer(
+    def _match_region(
         self,
         network: nn.Module,
         query: EncodedQuery,
@@ -239,13 +239,13 @@ class FewShotInferer(Inferer):
             Scores and reverse Dice of both passes together.
         """
         scan, registered = max(placed, key=lambda one: one[1].similarity)
-        looking = self.support_encoder.region_of_interest
-        if looking is None or scan.region is None:
+        region_of_interest = self.support_encoder.region_of_interest
+        if region_of_interest is None or scan.region is None:
             return scores, reverse_dice
         batch_size = slices_a_pass(scores.shape[1], query.volume, self.matching.slice_batch_size)
         winners = torch.cat([part.max(dim=1).indices for part in scores.split(batch_size)]).cpu()
         labels = torch.tensor([0, *values])[winners].movedim(0, -1)
-        box = looking.on_query(labels.rot90(registered.turn), scan.region)
+        box = region_of_interest.on_query(labels.rot90(registered.turn), scan.region)
         if box is None:
             return scores, reverse_dice
         volume = enlarge(query.volume.rot90(registered.turn, (2, 3)), box)
@@ -268,7 +268,7 @@ class FewShotInferer(Inferer):
         def upsampled(part: slice) -> Tensor:
             return upsample(found[part], volume[part], self.upsampling, True, widths, batch_size)
 
-        looking.paste(scores, box, registered.turn, upsampled, better, batch_size)
+        region_of_interest.paste(scores, box, registered.turn, upsampled, better, batch_size)
         return scores, torch.where(better, closer, reverse_dice)
 
     def _within_extents(

@@ -51,8 +51,8 @@ class RegionOfInterest:
     """A box around what a support labels, in which support and query are matched once more, enlarged to the frame.
 
     The network sees one vector for eight pixels. A structure that is small in the frame shares all of its vectors with
-    its surroundings; enlarged, it has some of its own. Where the labels take up most of the frame, nothing is gained, and
-    the query is matched once.
+    its surroundings; enlarged, it has some of its own. Where the labels take up most of the frame, nothing is gained,
+    and the query is matched once.
 
     Args:
         margin: what is added on each side of the labels' box, as a share of that side.
@@ -75,8 +75,8 @@ class RegionOfInterest:
         shares = (self.largest, self.component_share)
         if self.margin < 0 or not all(0 <= share <= 1 for share in shares) or min(self.largest_scale, self.step) < 1:
             raise ValueError(
-                "margin must be at least 0, largest and component_share in 0..1, largest_scale and step at least 1, got "
-                f"{self.margin}, {self.largest}, {self.component_share}, {self.largest_scale} and {self.step}"
+                "margin must be at least 0, largest and component_share in 0..1, largest_scale and step at least 1, "
+                f"got {self.margin}, {self.largest}, {self.component_share}, {self.largest_scale} and {self.step}"
             )
 
     def on_support(self, label: Tensor) -> Region | None:
@@ -165,14 +165,14 @@ class RegionOfInterest:
 
     def _weights(self, box: Box, height: int, width: int) -> Tensor:
         """Weight of the second pass ``(H, W)``: 1 in the box, less in the outer half of its margin."""
-        profiles = []
+        sides = []
         for low, high, length in ((box.top, box.bottom, height), (box.left, box.right, width)):
             steps = torch.arange(length) + 0.5
             ramp = max(1.0, self.margin / (1 + 2 * self.margin) * (high - low) / 2)
             below = (steps - low) / ramp if low > 0 else torch.ones(length)
             above = (high - steps) / ramp if high < length else torch.ones(length)
-            profiles.append(torch.minimum(below, above).clamp(0, 1))
-        return profiles[0][:, None] * profiles[1]
+            sides.append(torch.minimum(below, above).clamp(0, 1))
+        return sides[0][:, None] * sides[1]
 
 
 def enlarge(volume: Tensor, box: Box) -> Tensor:
@@ -188,7 +188,7 @@ def profiles(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quartiles(profile: Tensor) -> Tensor:
-    """Places ``(3,)`` at which a quarter, half and three quarters of a profile ``(N,)`` are reached, between entries."""
+    """Places ``(3,)`` at which a quarter, half and three quarters of a profile ``(N,)`` are reached."""
     sums = F.pad(profile.double().cumsum(0), (1, 0))
     wanted = sums[-1] * torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
     after = torch.searchsorted(sums, wanted).clamp(min=1, max=len(profile))

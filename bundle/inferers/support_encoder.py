@@ -233,10 +233,10 @@ class SupportEncoder:
         def make() -> EncodedSupport:
             scan = load()
             encoded = encode(scan)
-            looking = self.region_of_interest
-            region = looking.on_support(scan.label) if looking is not None else None
-            if looking is not None and region is not None:
-                encoded.region, encoded.finer = region, encode(looking.cut(scan, region.box))
+            if self.region_of_interest is not None:
+                encoded.region = self.region_of_interest.on_support(scan.label)
+                if encoded.region is not None:
+                    encoded.finer = encode(self.region_of_interest.cut(scan, encoded.region.box))
             return encoded
 
         return self._scans.get((*owner, key), make, in_use)

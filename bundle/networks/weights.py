@@ -20,6 +20,7 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..atomic import replacing
+from ..commands import next_command
 from .encoders import EfficientNetLiteEncoder, Encoder, ResNetEncoder
 from .encoders.base import check_count
 from .encoders.efficientnet_lite import LITE_SCALING, lite_blocks
@@ -309,7 +310,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no weights at {str(path)!r}: train first, or make them with python -m scripts.convert_weights"
+            f"no weights at {str(path)!r}: train first, or make them with {next_command('convert_weights')}"
         )
     state_dict = read_state_dict(path)
     check_weights(network, path, state_dict)

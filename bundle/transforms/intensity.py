@@ -51,7 +51,9 @@ class ScanIntensity(Transform):
         crop_fat_hu: see there.
         standard_tolerance: by which the mean of a standardized scan, which is no CT in HU, may differ from 0 and its
             deviation from 1, 10, 100 and so on, as a share of the deviation.
-        offset_hu: what is added to HU in files of unsigned numbers.
+        offsets_hu: what may be added to HU in files of unsigned numbers, the most usual first.
+        void_hu: range below the -1024 HU at which CT starts, and above padding: an offset that leaves voxels there is
+            not the right one.
         lower_percentile: share of the voxels of a shifted MR, in percent, that may be odd and dark: those that lie far
             below are clipped, since one of them would shift every threshold.
         outlier_share: how far below counts as far, as a share of the range between both percentiles.
@@ -79,11 +81,13 @@ class ScanIntensity(Transform):
         crop_shares: Sequence[float] = (0.9, 0.1, 0.2, 0.005),
         crop_fat_hu: float = -50.0,
         standard_tolerance: float = 0.01,
-        offset_hu: float = 1024.0,
+        offsets_hu: Sequence[float] = (1024.0, 1000.0),
+        void_hu: Sequence[float] = (-1174.0, -1036.0),
         lower_percentile: float = 0.1,
         outlier_share: float = 0.1,
     ) -> None:
         ranges = {"window_hu": window_hu, "tissue_hu": tissue_hu, "fat_hu": fat_hu, "organ_hu": organ_hu}
+        ranges["void_hu"] = void_hu
         for name, pair in ranges.items():
             if not pair[0] < pair[1]:
                 raise ValueError(f"{name} must be [lowest, highest], got {list(pair)}")
@@ -104,7 +108,8 @@ class ScanIntensity(Transform):
         self.crop_shares = tuple(crop_shares)
         self.crop_fat_hu = crop_fat_hu
         self.standard_tolerance = standard_tolerance
-        self.offset_hu = offset_hu
+        self.offsets_hu = tuple(offsets_hu)
+        self.void_hu = tuple(void_hu)
         self.lower_percentile = lower_percentile
         self.outlier_share = outlier_share
         self._said: set[tuple[str, str]] = set()
@@ -189,14 +194,36 @@ class ScanIntensity(Transform):
         known = self.modality if self.modality != "auto" else stated
         if known == "mr":
             return known, said, values
-        shifted = values - self.offset_hu
-        if float(values.min()) >= 0 and self.is_ct(shifted):
-            return "ct", f"the histogram is that of HU + {self.offset_hu:g}, which is taken off", shifted
+        if not self._has_air(values):
+            offset = self._offset(values)
+            shifted = values - offset
+            if self.is_ct(shifted) or (known == "ct" and self._is_tissue(shifted)):
+                return "ct", f"the histogram is that of HU + {offset:g}, which is taken off", shifted
         if known == "ct":
             return known, said if self.modality == known or self.has_negatives(values) else UNSCALED, values
         if self.is_ct(values):
             return "ct", "the histogram is that of Hounsfield units", values
         return "mr", "the histogram is not that of Hounsfield units", values
+
+    def _has_air(self, values: torch.Tensor) -> bool:
+        """Whether a share of the voxels is air in Hounsfield units; one value among them may be padding."""
+        dark = values[values <= self.air_hu]
+        return dark.numel() > 0 and _share(dark != dark.median(), values.numel()) >= self.min_air_share
+
+    def _is_tissue(self, values: torch.Tensor) -> bool:
+        """Whether nearly all voxels are fat and soft tissue or at an end of the window, padding aside."""
+        inside = values[values > values.min()]
+        low, high = min(self.tissue_hu[0], self.window_hu[0]), max(self.tissue_hu[1], self.window_hu[1])
+        return _share((inside >= low) & (inside <= high), inside.numel()) >= self.crop_shares[0]
+
+    def _offset(self, values: torch.Tensor) -> float:
+        """The first offset that leaves nothing darker than CT can be; the first of all where none does."""
+        low, high = self.void_hu
+        for offset in self.offsets_hu:
+            void = (values > low + offset) & (values < high + offset)
+            if _share(void, values.numel()) < self.min_negative_share:
+                return offset
+        return self.offsets_hu[0]
 
     def _clip_odd(self, values: torch.Tensor) -> torch.Tensor:
         """A scan without its brightest and its odd dark voxels; one that was shifted below 0 is shifted back."""

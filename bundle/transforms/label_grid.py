@@ -28,6 +28,9 @@ class MatchLabel(Transform):
     beyond the order of axes is said in the log.
     """
 
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
     def __call__(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
         """Place a label.
 
@@ -55,17 +58,18 @@ class MatchLabel(Transform):
         check_label_values(array, names[0])
         whole = np.rint(array[0])
         if (whole != array[0]).any():
-            logger.info(f"{names[0]}: label values are rounded to whole numbers")
+            self._say(logging.INFO, f"{names[0]}: label values are rounded to whole numbers")
         affine = np.asarray(label.meta.get("original_affine", label.affine), dtype=float)
         placement = check_placement(whole.shape, affine, shape, grid, names[0], names[1], image.meta.get(OTHER_AFFINE))
         placed = paste(whole, placement, shape)
         if placed is None:
             raise ValueError(f"{names[0]}: labels lie outside of the image {names[1]}; repair the header")
         if placement.note:
-            logger.warning(f"{names[0]}: {placement.note}")
+            self._say(logging.WARNING, f"{names[0]}: {placement.note}")
         lost = [] if placement.sampling is None else np.setdiff1d(np.unique(whole), np.unique(placed)).tolist()
         if lost:
-            logger.warning(f"{names[0]}: the label values {lost} fall between the voxels of {names[1]}; resample it")
+            line = f"{names[0]}: the label values {lost} fall between the voxels of {names[1]}; resample it"
+            self._say(logging.WARNING, line)
         meta = {**label.meta, "original_affine": grid, "spatial_shape": np.array(shape)}
         meta.pop("affine", None)
         return MetaTensor(
@@ -73,6 +77,12 @@ class MatchLabel(Transform):
             affine=torch.as_tensor(grid, dtype=torch.float64),
             meta=meta,
         )
+
+    def _say(self, level: int, line: str) -> None:
+        """Say a line once: a support is read more than once in a run."""
+        if line not in self._said:
+            logger.log(level, line)
+            self._said.add(line)
 
 
 class MatchLabeld(MapTransform):

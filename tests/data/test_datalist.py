@@ -206,6 +206,7 @@ def test_each_wrong_data_set_has_its_own_line(tmp_path):
         ("empty", "empty: the folder is empty; put images into"),
         ("other", "other: no folder imagesTr and no NIfTI files"),
         ("bare", "bare/imagesTr: no images; put NIfTI files"),
+        ("good/imagesTs", "good/imagesTs: this is a part of a data set; give the folder above it, .*good$"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             check_dataset(tmp_path / name)

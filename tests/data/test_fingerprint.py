@@ -129,6 +129,7 @@ def test_findings_leave_out_what_they_spoil():
     with pytest.raises(ValueError, match="^only$"):
         leave_out(["z"], [Finding("only", 0)], say=said.append)
     assert entries == ["a", "c"]
+    assert said[3:] == ["y"]  # what ends the run is said by its error alone
 
 
 def test_a_training_without_images_is_told_by_the_training(tmp_path):
@@ -142,6 +143,35 @@ def test_a_good_data_set_has_no_findings(phantom_dir, capsys):
     assert lines[0] == f"{phantom_dir}: 5 scans, 5 usable, 0 findings"
     assert "shape: 48 x 48 x 12" in lines
     assert "label 1 liver: in 5 of 5" in lines
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mgz", ".img", ".NII.GZ"])
+def test_files_beside_the_scans_of_a_plain_folder_that_are_not_read_are_named(tmp_path, capsys, suffix):
+    scans = np.random.default_rng(0).random((2, 6, 5, 4), np.float32)
+    save_nifti(tmp_path / "y.nii.gz", scans[0])
+    save_nifti(tmp_path / "labels" / "y.nii.gz", (scans[1] > 0.5).astype(np.uint8))
+    names = [f"x{suffix}", f"x-label{suffix}"]
+    for name in [*names, "x.hdr", "notes.txt"]:
+        (tmp_path / name).write_text("")
+    check(str(tmp_path))
+    out = capsys.readouterr().out
+    assert f"{tmp_path}: 1 scans, 1 usable, 2 findings" in out
+    for name in names:
+        assert f"{tmp_path / name}: is not read, " in out
+    assert suffix == ".NII.GZ" or f"python -m scripts.prepare folder --src {tmp_path} " in out
+
+
+def test_a_scan_given_as_label_is_refused(tmp_path):
+    values = np.arange(600, dtype=np.int16).reshape(10, 10, 6)
+    image = save_nifti(tmp_path / "a.nii.gz", values)
+    (tmp_path / "link.nii.gz").symlink_to(image)
+    for label in (image, tmp_path / "link.nii.gz"):
+        with pytest.raises(ValueError, match=rf"^{label}: is given as image and as label; give the label map of this"):
+            check_label_file(label, image)
+    copied = save_nifti(tmp_path / "b.nii.gz", values)
+    with pytest.raises(ValueError, match=r"b.nii.gz: has 599 values, as a scan has; a label map has at most 500: give"):
+        check_label_file(copied, image)
+    check_label_file(copied, image, max_values=599)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,16 @@ def look(tmp_path):
     return start
 
 
+def test_of_many_warnings_the_first_are_said(look):
+    label = organs()
+    for value in range(3, 12):
+        block(label, value, (0, 2), (value, value + 1), (3, 6))
+    _, warned = look(body(), label)
+    assert len(warned) == 6
+    assert warned[4].startswith("support a.nii.gz: label 7 lies outside of the body by 100 %")
+    assert warned[5] == "support a.nii.gz: and 4 more of its labels"
+
+
 def organs():
     """A liver in the right half of the body and a spleen in the left one."""
     label = block(np.zeros(SHAPE, np.uint8), 1, (8, 16), (8, 18), (2, 8))
@@ -153,6 +163,8 @@ def test_sides_of_names(name, others, expected):
 def test_a_label_map_given_as_image_is_warned_of(look):
     _, warned = look(organs().astype(np.float32) * 10, organs())
     assert any("3 whole values in flat areas, as a label map has" in line for line in warned)
+    label = block(organs(), 3, (0, 5), (0, 20), (3, 6))  # what lies outside is not said of mixed files
+    assert len(look(organs().astype(np.float32) * 10, label)[1]) == 1
     eight_bits = body().round()
     assert len(np.unique(eight_bits)) < 40
     assert not look(eight_bits, organs())[1]

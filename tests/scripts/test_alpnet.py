@@ -216,6 +216,47 @@ def test_wrong_usage_ends_in_one_line(tmp_path, arguments, line):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["segmnt"], "argument COMMAND: invalid choice: 'segmnt'; did you mean segment?"),
+        (["prepair", "folder"], "argument COMMAND: invalid choice: 'prepair'; did you mean prepare?"),
+        (["--hepl"], "--hepl: no such option; did you mean --help?"),
+        (["segment", "a", "-o", "r", "--suport", "b", "c"], "--suport: no such option; did you mean --support?"),
+        (["segment", "a", "-o", "r", "--suport"], "--suport: no such option; did you mean --support?"),
+        (["train", "a", "-o", "r", "--epoch", "3"], "--epoch: no such option; did you mean --epochs?"),
+        (["train", "a", "-o", "r", "--seeed=3"], "--seeed: no such option; did you mean --seed?"),
+        (["segment", "a", "-o", "r", "--registratoin#reach", "3", "4"],
+         "--registratoin#reach: no such option; did you mean --registration?"),
+    ],
+    ids=lambda item: " ".join(item) if isinstance(item, list) else "",
+)  # fmt: skip
+def test_a_misspelt_name_is_answered_by_the_one_that_was_meant(arguments, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        alpnet.main(arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_what_a_config_or_the_line_itself_refers_to_is_no_misspelling(tmp_path):
+    plain = ["train", "a", "-o", "r"]
+    overlay = tmp_path / "mine.json"
+    for content in ('{"epoch": 3}', '{"max_epochs": "$@epoch + 1"}', '{"+_meanings_": {"epoch": "mine"}}'):
+        overlay.write_text(content)
+        assert alpnet.parse([*plain, "--config", str(overlay), "--epoch", "5"]).set == ["epoch=5"]
+    assert alpnet.parse([*plain, "--epoch", "5", "--max_epochs", "@epoch"]).set == ["epoch=5", "max_epochs=@epoch"]
+    overlay.with_suffix(".yaml").write_text("epoch: 3")  # which MONAI reads
+    assert alpnet.parse([*plain, f"--config={overlay.with_suffix('.yaml')}", "--epoch", "5"]).set == ["epoch=5"]
+    assert alpnet.parse([*plain, "--finalize", "[]"]).set == ["finalize=[]"]
+
+
+@pytest.mark.parametrize("name", ["options", "preview", "convert_weights"])
+def test_a_script_is_called_as_it_was_typed(name):
+    done = command(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"alpnet {name}" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [[], ["segment"], ["train"], ["evaluate"]])
 def test_help_comes_at_once(arguments):
     start = time.process_time(), os.times().children_user

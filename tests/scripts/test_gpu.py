@@ -150,6 +150,42 @@ def test_the_script_goes_to_its_end_and_a_part_without_time_is_stopped(settings,
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.md", "log.txt", "results.json"]
 
 
+def script(*arguments):
+    """``gpu.sh`` without a Python."""
+    environment = {**os.environ, "PYTHON": "/no/python"}
+    line = [str(ROOT / "scripts" / "gpu.sh"), *arguments]
+    return subprocess.run(line, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["out", "--help"]], ids=" ".join)
+def test_the_script_tells_its_options(arguments, tmp_path):
+    done = script(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: ./scripts/gpu.sh OUT [options]" in done.stdout
+    options = {*inspect.signature(run).parameters, *inspect.signature(Place).parameters}
+    for name in options - {"output_dir", "dataset_dir", "work_dir", "settings"}:
+        assert f"\n  --{name} " in done.stdout, name
+    assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [([], "no folder for the results"), (["--parts", "x"], "--parts: the folder for the results comes first")],
+)
+def test_the_script_wants_a_folder(arguments, line):
+    done = script(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_log_says_where_a_part_failed(tmp_path):
+    (tmp_path / "out").mkdir()
+    table = run(str(tmp_path / "out"), str(tmp_path), ["inference"], str(tmp_path / "work"), device="cpu", weights=None)
+    assert "| inference, all | not measured | | | error: " in table
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
+
+
 def test_a_data_set_is_packed_as_it_is(tmp_path):
     values = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.float32)
     save_nifti(tmp_path / "data" / "imagesTr" / "a.nii.gz", values, np.diag([2.0, 2.0, 3.0, 1.0]))

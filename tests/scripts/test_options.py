@@ -12,16 +12,18 @@ import pytest
 from bundle.ids import MEANINGS, walk
 from bundle.options import check_options
 from scripts import options
+from scripts.command import command
 
 from ..conftest import ROOT
 
 CONFIGS = ROOT / "configs"
-SCRIPTS = ["benchmark", "convert_weights", "export", "next_sample", "options", "phantom", "preview", "report"]
+SCRIPTS = ["benchmark", "convert_weights", "export", "next_sample", "options", "phantom", "preview", "report", "gpu"]
 COMMANDS = [
     *((name,) for name in SCRIPTS),
     *(("benchmark", part) for part in ("accuracy", "transfer", "volumes", "speed")),
     *(("convert_weights", part) for part in ("official", "torchvision", "efficientnet_lite")),
     *(("export", part) for part in ("zoo", "monailabel")),
+    *(("gpu", part) for part in ("run", "measure", "pack")),
     *(("preview", part) for part in ("superpixels", "episodes", "overlay", "triptych", "prototypes", "curves")),
 ]
 
@@ -91,11 +93,25 @@ def test_one_id_is_told_with_the_arguments_of_its_class():
     [
         (("inferense",), r"did you mean inference\?"),
         (("train", "superpixl"), r"no id 'superpixl'; did you mean superpixel\?"),
+        ((None, "max_epohcs"), r"no config has an id 'max_epohcs'; did you mean max_epochs\?"),
+        ((None, "registration#reech"), r"'registration#reech'; did you mean registration#reach\?"),
     ],
 )
 def test_unknown_names_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         options.options(*given)
+
+
+def test_a_misspelt_part_is_refused_on_the_command_line():
+    with pytest.raises(ValueError, match=r"no id 'registration#reech'; did you mean registration#reach\?"):
+        command(options.options, "scripts.options", ["inference", "--id", "registration#reech"])
+
+
+def test_an_id_is_told_for_the_configs_that_have_it():
+    assert options.options(id="max_epochs") == "train:\n" + options.options("train", "max_epochs")
+    assert options.options(id="image_size").startswith("inference, train, evaluate:\nimage_size\n")
+    apart = options.options(id="save_confidence").split("\n\n")
+    assert [text.partition("\n")[0] for text in apart] == ["inference:", "evaluate:"]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -107,8 +123,8 @@ def test_help_comes_at_once_and_imports_nothing_heavy(words):
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert not {'torch', 'monai', 'skimage', 'matplotlib'} & set(sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, words[0], *words[1:], "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    line = [sys.executable, "-c", code, words[0], *words[1:], "--help"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "SYNOPSIS" in done.stdout + done.stderr
     assert "DESCRIPTION" in done.stdout + done.stderr or "COMMANDS" in done.stdout + done.stderr

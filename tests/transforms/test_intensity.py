@@ -91,6 +91,35 @@ def test_ct_of_unsigned_numbers_is_brought_to_hounsfield_units(padding):
     torch.testing.assert_close(values, body().clamp(-125, 275))
 
 
+@pytest.mark.parametrize("modality", ["auto", "ct"])
+@pytest.mark.parametrize(("odd", "count"), [(-5.0, 1), (-2000.0, 1), (-1024.0, 10)])
+@pytest.mark.parametrize("padding", [-2000.0, -976.0, 0.0])
+def test_few_voxels_below_0_do_not_hide_the_offset(odd, count, padding, modality):
+    image = body(padding - 1024) + 1024
+    image[0, 20, 0, :count] = odd
+    found, values = taken_for(image, modality=modality)
+    assert found == "ct"
+    torch.testing.assert_close(values, (image - 1024).clamp(-125, 275))
+
+
+@pytest.mark.parametrize("modality", ["auto", "ct"])
+@pytest.mark.parametrize("offset", [1000.0, 1023.0, 1024.0])
+@pytest.mark.parametrize("kind", ["padded at -1024", "padded at -2000", "mostly air"])
+def test_the_offset_is_found_by_where_ct_starts(kind, offset, modality):
+    found, values = taken_for(CTS[kind] + offset, modality=modality)
+    assert found == "ct"
+    assert (values - CTS[kind].clamp(-125, 275)).abs().max() <= 1
+
+
+def test_a_ct_that_is_said_to_be_one_is_tested_for_the_offset_without_air_and_fat():
+    organ = body()[:, 16:]
+    assert taken_for(organ + 1024)[0] == "mr"
+    torch.testing.assert_close(taken_for(organ + 1024, modality="ct")[1], organ.clamp(-125, 275))
+    organ[:, :, 6:12] = 900  # windowed before, with many bones
+    organ = organ.clamp(-125, 275)
+    torch.testing.assert_close(taken_for(organ + 1024, modality="ct")[1], organ)
+
+
 def mr(kind):
     values = heart()
     if kind == "padded":

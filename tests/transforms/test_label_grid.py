@@ -167,6 +167,19 @@ def test_label_a_little_beside_its_image_is_told(mm, told, caplog):
     assert ("l.nii.gz: lies 0.6 mm beside a.nii.gz, and is taken for its voxels" in caplog.text) == told
 
 
+def test_what_was_changed_is_said_once_a_file(caplog):
+    caplog.set_level(logging.INFO)
+    labels, image = pair(oblique(0))
+    affine = oblique(0)
+    affine[1, 3] += 0.55
+    match = MatchLabeld("label")
+    for name in "llm":
+        match({"image": image, "label": volume(labels + 1e-4, affine, filename_or_obj=f"{name}.nii.gz")})
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.count("l.nii.gz: label values are rounded to whole numbers") == 1
+    assert [line[:8] for line in lines] == ["l.nii.gz"] * 2 + ["m.nii.gz"] * 2
+
+
 @pytest.mark.parametrize("kind", ["identical", "flipped to LPS", "of voxels along other axes", "as floats", "cropped"])
 @pytest.mark.parametrize("degrees", [0, 30, 45])
 def test_labels_saved_by_simpleitk_are_those_of_the_image(kind, degrees, tmp_path):

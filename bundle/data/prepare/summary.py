@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ...commands import is_command, next_command, run_command
 
 LONGEST_CELL = 60  # characters of a cell of a table
 
@@ -75,31 +76,27 @@ def next_steps(cases: Sequence[Mapping[str, Any]], dst: str) -> list[str]:
         cases: of the summary.
         dst: the folder of the result.
     """
-    folder = shlex.quote(str(dst))
-    run = "python -m monai.bundle run --config_file configs/{}.json --dataset_dir " + folder
     labelled = [case["case"] for case in cases if case["voxels"] and case["subset"] == "Tr"]
     held = [case["case"] for case in cases if case["subset"] == "Ts"]
     bare = held or [case["case"] for case in cases if not case["voxels"]]
-    check = f"  python -m scripts.check {folder}"
+    check = f"  {next_command('check', str(dst))}"
     if labelled and bare:
         what = f"{len(bare)} scan{'s' * (len(bare) > 1)}"
-        output = shlex.quote(str(Path(dst) / "segmented"))
-        return [
-            "next: check the data, then segment " + what,
-            check,
-            f"  {run.format('inference')} --output_dir {output}",
-        ]
+        run = run_command("segment", str(dst), output_dir=str(Path(dst) / "segmented"))
+        return ["next: check the data, then segment " + what, check, f"  {run}"]
+    results = {"output_dir": str(Path(dst) / "trained")} if is_command() else {}  # else the config has folders for them
+    train = f"  {run_command('train', str(dst), **results)}"
     if labelled:
         return [
             "next: check the data, then train on it; every scan has a label, so add scans to segment and prepare again",
             check,
-            f"  {run.format('train')}",
+            train,
         ]
     return [
         "next: no scan has a label; training needs none, but to segment, label one scan, save the label beside its "
         f"image as {Path(cases[0]['image']).name.split('.')[0] or cases[0]['case']}_label.nii.gz and prepare again",
         check,
-        f"  {run.format('train')}",
+        train,
     ]
 
 
