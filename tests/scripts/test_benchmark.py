@@ -183,8 +183,8 @@ def test_steps_share_trainings_go_on_and_write_what_they_have(calls, folders, tm
 def test_steps_measure_the_rows_that_are_asked_for_and_keep_the_others(calls, folders, tmp_path):
     given = {"folds": [0], "num_folds": 2, "protocols": ["volume"]}
     benchmark.steps(folders[0], str(tmp_path), rows=[1], **given)
-    table = benchmark.steps(folders[0], str(tmp_path), rows=[14, 0], **given).splitlines()
-    assert [line.split("|")[-2].strip() for line in table[2:]] == ["1", "1", *["0"] * 12, "2"]
+    table = benchmark.steps(folders[0], str(tmp_path), rows=[15, 0], **given).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["1", "1", *["0"] * 13, "2"]
     assert len(calls) == 6  # two trainings, four evaluations: what is not trained has no seed
-    with pytest.raises(ValueError, match=r"rows must be among 0..14, got \[15\]"):
-        benchmark.steps(folders[0], str(tmp_path), rows=[15], **given)
+    with pytest.raises(ValueError, match=r"rows must be among 0..15, got \[16\]"):
+        benchmark.steps(folders[0], str(tmp_path), rows=[16], **given)
