@@ -250,15 +250,12 @@ class FewShotInferer(Inferer):
             return scores, reverse_dice
         volume = enlarge(query.volume.rot90(registered.turn, (2, 3)), box)
         inside = EncodedQuery(volume, query.spacing_mm, query.encode)
-        again = [
-            (
-                scan.finer,
-                self.registration.on_maps(inside.features(), scan.finer, found.positions[None], query.spacing_mm),
-            )
+        features, spacing_mm = inside.features(), query.spacing_mm
+        finer = [
+            (scan.finer, self.registration.on_maps(features, scan.finer, found.positions[None], spacing_mm)[0])
             for scan, found in placed
             if scan.finer is not None
         ]
-        finer = [(scan, found) for scan, [found] in again]
         supports = [scan for scan, _ in finer]
         found = self._match(network, inside, finer, supports, values)
         closer = self._reverse_dice(network, inside, finer, values, found)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from ..data.support import SupportScan
+from ..transforms.components import LargeComponents
 from .scores import margins
 
 
@@ -105,13 +104,9 @@ class RegionOfInterest:
             labels: which value each pixel of the query has ``(H, W, D)``, 0 for none.
             region: the support's.
         """
-        coarse = labels[:: self.step, :: self.step].cpu().numpy()
-        found = {}
-        for value in sorted(set(np.unique(coarse).tolist()) & set(region.profiles)):
-            components, _ = ndimage.label(coarse == value)
-            sizes = np.bincount(components.ravel())
-            sizes[0] = 0
-            found[value] = profiles(torch.from_numpy((sizes >= self.component_share * sizes.max())[components]))
+        coarse = torch.as_tensor(LargeComponents(self.component_share)(labels[None, :: self.step, :: self.step])[0])
+        shown = {value: coarse == value for value in sorted(region.profiles)}
+        found = {value: profiles(mask) for value, mask in shown.items() if bool(mask.any())}
         if not found:
             return None
         sides: list[int] = []
