@@ -8,10 +8,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import find_objects
 
 EXTENTS = ("left_right", "front_back", "feet_head")
 # names of the columns in measurements.csv, for what CaseQuality writes
-COLUMNS = ("volume_ml", *(f"{axis}_mm" for axis in EXTENTS), "mean_intensity", "confidence", "reverse_dice")
+EXPECTED = ("expected_dice", "expected_low", "expected_high")
+COLUMNS = ("volume_ml", *(f"{axis}_mm" for axis in EXTENTS), *EXPECTED, "mean_intensity", "confidence", "reverse_dice")
 
 
 def measure_labels(masks: Mapping[str, np.ndarray], affine: np.ndarray, image: np.ndarray | None) -> dict[str, Any]:
@@ -47,6 +49,22 @@ def measure_labels(masks: Mapping[str, np.ndarray], affine: np.ndarray, image: n
     return found
 
 
+def label_sides(labels: np.ndarray, affine: np.ndarray) -> dict[int, list[float]]:
+    """Sides in mm of the box along the axes of a label map ``(X, Y, Z)`` that holds each label, the longest first.
+
+    In this order they can be compared with those of another scan, whichever way either was stored or turned.
+
+    Args:
+        labels: whole numbers, 0 for none.
+        affine: ``(4, 4)``, voxel indices to mm.
+    """
+    spacing_mm = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    labels = labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int32)
+    boxes = enumerate(find_objects(labels), start=1)
+    found = {value: [part.stop - part.start for part in box] * spacing_mm for value, box in boxes if box is not None}
+    return {value: sorted(map(float, sides), reverse=True) for value, sides in found.items()}
+
+
 def read_intensities(file: str | Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The intensities of a scan's file; ``None`` if it is not there or has another shape."""
     try:
@@ -61,5 +79,6 @@ def read_intensities(file: str | Path, shape: tuple[int, ...]) -> np.ndarray | N
 def table_row(found: Mapping[str, Any], name: str) -> list[Any]:
     """What is known of a label, in the order of ``COLUMNS``; ``None`` for what is not."""
     extent = found.get("extent_mm", {}).get(name) or (None, None, None)
-    rest = [found.get(key, {}).get(name) for key in COLUMNS[1 + len(EXTENTS) :]]
-    return [found.get("volume_ml", {}).get(name), *extent, *rest]
+    expected = found.get("expected_dice", {}).get(name) or (None, None, None)
+    rest = [found.get(key, {}).get(name) for key in COLUMNS[1 + len(EXTENTS) + len(EXPECTED) :]]
+    return [found.get("volume_ml", {}).get(name), *extent, *expected, *rest]

@@ -1,7 +1,8 @@
-"""Whether memory suffices, before the work: a process that takes more than there is is killed without a word."""
+"""Memory: whether it suffices, before the work, since a process that takes too much is killed; and its reuse."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -10,6 +11,38 @@ from pathlib import Path
 import torch
 
 FLOAT_BYTES = 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt, see its manual page
+MOST_KEPT_MB = 2047  # mallopt takes a signed number of 32 bits
+
+
+def keep_freed_memory(kept_mb: int) -> bool:
+    """Let the C library keep memory that is freed for what is allocated next, for this process and its children.
+
+    By itself it gives the memory of each large tensor on the CPU back to the system, which clears every page again when
+    the next tensor needs it. Results do not change. On a GPU, PyTorch keeps memory by itself.
+
+    Args:
+        kept_mb: how much is kept at most, in MB; a tensor of more than half of that goes back at once. 0
+            leaves the library as it is.
+
+    Returns:
+        Whether it was told: only glibc, the C library of most Linux systems, can be.
+
+    Raises:
+        ValueError: for a number that is negative or too large for glibc.
+    """
+    if not 0 <= kept_mb <= MOST_KEPT_MB:
+        raise ValueError(
+            f"the memory that is kept must be 0 to {MOST_KEPT_MB} MB, got {kept_mb}; change keep_memory_mb"
+        )
+    if not kept_mb:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = {M_TRIM_THRESHOLD: kept_mb, M_MMAP_THRESHOLD: kept_mb // 2}
+    return all([mallopt(name, megabytes << 20) == 1 for name, megabytes in settings.items()])
 
 
 def available_bytes(device: torch.device | str = "cpu", root: str | os.PathLike = "/") -> int | None:

@@ -22,6 +22,7 @@ from .data.support import SLICES, VALUES, SupportScan, keep_labels, load_support
 from .keys import CONFIDENCE, IMAGE, LABEL, NEXT_SLICE, PRED
 from .networks import load_weights
 from .options import read_config
+from .quality import Expectation
 from .transforms import KeepDrawnSlices, MatchLabel
 
 Scan: TypeAlias = str | os.PathLike | np.ndarray | Tensor
@@ -35,6 +36,8 @@ class Segmentation(NamedTuple):
         confidence: percent, uint8, on the same grid and of the same type.
         support_similarity: how similar the scan is to the most similar support scan, in -1..1.
         reverse_dice: each label's value and how well the prediction gives the support's label back, in 0..1.
+        expected_dice: each label's value and the Dice in percent that it is expected to have, with the range that holds
+            about 70 % of such labels, see :class:`ExpectedDice`.
         next_slice: of a completed scan, the number of the least sure slice, which is worth being labelled next, from 0
             along the axis of the slices.
     """
@@ -43,6 +46,7 @@ class Segmentation(NamedTuple):
     confidence: Any
     support_similarity: float
     reverse_dice: dict[int, float]
+    expected_dice: dict[int, Expectation]
     next_slice: int | None = None
 
 
@@ -71,6 +75,7 @@ class FewShotSegmenter:
         network = parser.get_parsed_content("network")
         self.network = load_weights(network, typed_path(parser.get_parsed_content("ckpt_path"))).to(self.device).eval()
         self.inferer = parser.get_parsed_content("inferer")
+        self.expected_dice = parser.get_parsed_content("expected_dice") or None
         steps = parser.get_parsed_content("support_preprocessing").flatten().transforms
         self._ready = bool(self.inferer.support_encoder.support)  # a support in the config counts as one
         self._readers = [step for step in steps if isinstance(step, (LoadImaged, EnsureChannelFirstd))]
@@ -247,8 +252,9 @@ class FewShotSegmenter:
         similarity = float(torch.as_tensor(item[PRED].meta["support_similarity"]).flatten()[0])
         values, numbers = (torch.as_tensor(item[PRED].meta[key]).flatten() for key in ("label_values", "reverse_dice"))
         reverse_dice = {int(value): float(number) for value, number in zip(values, numbers)}
+        expected_dice = {} if self.expected_dice is None else self.expected_dice.of(item[PRED])
         next_slice = item[PRED].meta.get(NEXT_SLICE)
-        return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice, next_slice)
+        return Segmentation(label, _like(item[CONFIDENCE], image), similarity, reverse_dice, expected_dice, next_slice)
 
     def _support_scan(self, scan: MetaTensor, marks: MetaTensor, options: Mapping[str, Any]) -> SupportScan:
         """A labelled scan that was read, in the network's frame."""

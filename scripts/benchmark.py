@@ -2,6 +2,7 @@
 
 Usage: python -m scripts.benchmark {accuracy,steps,completion,volumes,speed} --dataset_dir DIR --output_dir RUNS …
        python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
+       python -m scripts.benchmark expected_dice --runs "[RUNS, RUNS]" --output_dir DIR
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bundle.ids import suggest
 
 from .command import command
 from .completion import completion
+from .expected_dice import expected_dice
 from .on_demand import OnDemand
 from .speed import speed
 from .steps import Step, digest, make_steps
@@ -411,7 +413,7 @@ def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     commands = {"accuracy": accuracy, "transfer": transfer, "steps": steps, "volumes": volumes, "speed": speed}
-    commands["completion"] = completion
+    commands |= {"completion": completion, "expected_dice": expected_dice}
     command(commands, "scripts.benchmark")
 
 

@@ -160,6 +160,17 @@ def test_whole_volumes(name):
         assert close(mean.split(" ")[0], organs, 2)
 
 
+def test_expected_dice():
+    entries = rows("expected_dice")
+    _, body = table("| [left out]")
+    for name, labels, *_, error, _, means in body:
+        chosen = [(float(row["expected"]), float(row["dice"])) for row in entries if name in ("all", row["dataset"])]
+        assert int(labels) == len(chosen)
+        assert close(error, (abs(expected - dice) for expected, dice in chosen), 1)
+        for mean, values in zip(means.split(", "), zip(*chosen)):
+            assert close(mean, values, 1)
+
+
 def test_completion():
     _, body = table("| labelled: by images")
     for _, *sets, mean in body:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
+import sys
 
 import pytest
 
-from bundle.memory import MemoryCheck, available_bytes
+from bundle.memory import MemoryCheck, available_bytes, keep_freed_memory
+
+from .conftest import ROOT
 
 GB = 10**9
 
@@ -87,3 +92,45 @@ def test_what_the_message_proposes_suffices(monkeypatch):
     check("q", (512, 512, 64), 64, 34)
     with pytest.raises(ValueError, match="at most 34 labels"):
         check("q", (512, 512, 64), 64, 35)
+
+
+FAULTS = """
+import resource, sys
+import torch
+from bundle.memory import keep_freed_memory
+assert keep_freed_memory({kept_mb}) is {told}
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.empty({megabytes} << 18, dtype=torch.float32).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def pages_cleared(kept_mb, megabytes):
+    """Pages that the system clears while 20 tensors are made and freed, in a process of its own."""
+    program = FAULTS.format(kept_mb=kept_mb, told=kept_mb > 0, megabytes=megabytes)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
+    pages = 20 * (64 << 20) // (1 << 21)  # at least, where pages are as large as 2 MB
+    assert pages_cleared(0, 64) >= pages
+    assert pages_cleared(256, 64) < pages / 10
+    assert pages_cleared(64, 64) >= pages  # more than half of what may be kept goes back
+
+
+@pytest.mark.parametrize("kept_mb", [-1, 2048])
+def test_memory_that_cannot_be_kept_is_refused_by_its_id(kept_mb):
+    with pytest.raises(ValueError, match=f"0 to 2047 MB, got {kept_mb}; change keep_memory_mb"):
+        keep_freed_memory(kept_mb)
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert keep_freed_memory(256) is False

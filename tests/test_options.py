@@ -10,10 +10,12 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundle import FewShotSegmenter
+from bundle.handlers import CaseQuality
 from bundle.ids import optional_parts, switches
 from bundle.inferers import FewShotInferer
 from bundle.options import as_arguments, check_command_line, check_options, read_config
-from bundle.transforms import BodyMaskd
+from bundle.quality import ExpectedDice
+from bundle.transforms import AnswerQualityd, BodyMaskd
 
 from .conftest import ROOT, TINY_NETWORK
 
@@ -186,8 +188,17 @@ def test_a_bare_none_is_refused(key, form):
 
 def test_every_part_that_the_inferer_can_do_without_is_a_switch():
     config = ConfigParser.load_config_files(files("inference"))
-    assert {*OFF, "support_check"} == optional_parts(config) < switches(config)
+    assert {*OFF, "support_check", "expected_dice"} == optional_parts(config) < switches(config)
     assert {"pretrained"} <= switches(ConfigParser.load_config_files(files("train")))
+
+
+def test_no_dice_is_expected_where_it_is_switched_off(tmp_path, phantom_dir):
+    for given, wanted in (({}, ExpectedDice()), ({"expected_dice": False}, None)):
+        parser = small("inference", tmp_path, phantom_dir, **given)
+        saver = next(each for each in parser.get_parsed_content("handlers") if isinstance(each, CaseQuality))
+        steps = parser.get_parsed_content("postprocessing").transforms
+        answer = next(each for each in steps if isinstance(each, AnswerQualityd))
+        assert saver.expected_dice == answer.expected_dice == wanted
 
 
 @pytest.mark.parametrize("key", OFF)

@@ -363,7 +363,8 @@ def test_files_are_completed_without_another_support(tiny_weights, phantom_dir, 
     found = segmenter.complete(scan_of(phantom_dir, 2), drawn, confidence=True)
     np.testing.assert_array_equal(found.label.numpy()[..., kept], label[..., kept])
     assert np.median(found.confidence.numpy()[..., kept]) == 100
-    assert set(found.reverse_dice) == set(np.unique(part)) - {0}
+    assert set(found.reverse_dice) == set(found.expected_dice) == set(np.unique(part)) - {0}
+    assert all(0 < each.low < each.dice < each.high < 100 for each in found.expected_dice.values())
     with pytest.raises(RuntimeError, match="no support"):
         segmenter.segment(scan_of(phantom_dir, 3))
     with pytest.raises(ValueError, match="empty.nii.gz: the support label has no foreground"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from ..checks import check_label, check_volume
 from ..keys import IMAGE, LABEL, MODALITY
+from ..measurements import label_sides
 from .datalist import case_name, list_images, make_datalist, spread, typed_path
 from .fingerprint import read_fingerprint
 
@@ -37,6 +38,7 @@ class SupportScan:
             somebody labelled single slices.
         modality: what the image was taken for, ``"ct"`` or ``"mr"``; ``None`` if nobody looked.
         pixel_mm: side of a pixel.
+        sides_mm: of each value, see :func:`label_sides`; empty if unknown.
 
     Raises:
         ValueError: for another word.
@@ -50,6 +52,7 @@ class SupportScan:
     slices: str = "auto"
     modality: str | None = None
     pixel_mm: float = 1.0
+    sides_mm: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.slices not in SLICE_RULES:
@@ -291,4 +294,5 @@ def load_support(
         entry.get(SLICES) or "auto",
         getattr(image, "meta", {}).get(MODALITY),
         pixel_size(image),
+        label_sides(kept.numpy(), np.asarray(getattr(image, "affine", np.eye(4))).reshape(-1, 4, 4)[0]),
     )

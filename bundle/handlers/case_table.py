@@ -108,8 +108,10 @@ class CaseTable:
 
     def _notes(self, found: dict[str, dict[str, Any]]) -> list[str]:
         notes = []
-        if any(case.get("reverse_dice") for case in found.values()):
-            notes.append("In brackets: reverse Dice, how well a label gives the support's own label back; 1 is best.")
+        if any(case.get("expected_dice") for case in found.values()):
+            notes.append(
+                "In brackets: the Dice in percent that a label is expected to have; an estimate without truth."
+            )
         notes += [f"look at  {name}: {case['warning']}" for name, case in found.items() if "warning" in case]
         notes += [
             f"label next  {name}: slice {case[NEXT_SLICE] + 1}, the least sure (counted from 1)"
@@ -153,20 +155,20 @@ class CaseTable:
 
 
 def _cell(case: dict[str, Any], label: str) -> str:
-    """Volume and reverse Dice of a label, as ``1432.0 mL (0.93)``."""
+    """Volume and expected Dice of a label, as ``1432 mL (88)``."""
     volume = case.get("volume_ml", {}).get(label)
     if volume is None:
         return "-"
-    sure = case.get("reverse_dice", {}).get(label)
-    return f"{format_ml(volume)} mL" + (f" ({sure:.2f})" if sure is not None else "")
+    expected = case.get("expected_dice", {}).get(label)
+    return f"{format_ml(volume)} mL" + (f" ({expected[0]:.0f})" if expected is not None else "")
 
 
 def _in_short(case: dict[str, Any]) -> list[str]:
-    """Labels found, mL in all, and the label whose reverse Dice is lowest."""
-    volumes, sure = case.get("volume_ml", {}), case.get("reverse_dice", {})
-    lowest = min(sure, key=sure.__getitem__, default=None)
+    """Labels found, mL in all, and the label whose expected Dice is lowest."""
+    volumes, expected = case.get("volume_ml", {}), case.get("expected_dice", {})
+    lowest = min(expected, key=expected.__getitem__, default=None)
     return [
         f"{sum(volume > 0 for volume in volumes.values())} of {len(volumes)}",
         format_ml(sum(volumes.values())),
-        "-" if lowest is None else f"{lowest} ({sure[lowest]:.2f})",
+        "-" if lowest is None else f"{lowest} ({expected[lowest][0]:.0f})",
     ]

@@ -49,8 +49,8 @@ class FewShotInferer(Inferer):
 
     The result is a ``MetaTensor`` with the query's meta data and ``label_values``, the values of the ``n`` labels; by
     default also ``support_similarity`` and ``support_rotation`` of the most similar scan, see :class:`Registration`,
-    and ``reverse_dice``, see :class:`Quality`; with ``chunks``, ``atlas_fallback``, the share of the scans by which
-    each label is found by its place.
+    of each label ``reverse_dice``, see :class:`Quality`, and ``support_sides_mm``, see :func:`label_sides`; with
+    ``chunks``, ``atlas_fallback``, the share of the scans by which each label is found by its place.
 
     Every stage may be an object of your own with the same methods. ``None`` for the first six stands for the stage with
     its defaults, which are those of ``configs/inference.json``.
@@ -174,6 +174,7 @@ class FewShotInferer(Inferer):
         scores = self._upsample(query, self.quality.present(scores, reverse_dice), True, self._widths(encoded, values))
         scores, reverse_dice = self._match_region(network, query, placed, values, scores, reverse_dice)
         meta["reverse_dice"] = reverse_dice[None].cpu()
+        meta["support_sides_mm"] = _sides_mm(encoded, values)[None]
         shapes, own_scan = self.shape_interpolation, own_support(query.volume, encoded)
         if shapes is not None and own_scan is not None:
             scores = shapes(scores, own_scan, values, query.spacing_mm, pixel_size(inputs))
@@ -402,6 +403,16 @@ class FewShotInferer(Inferer):
             return None
         telling = [entry for entry in answering if any(entry[0].annotates(value) for value in values)]
         return self.quality.similarity(query, telling, self.matching.slice_batch_size)
+
+
+def _sides_mm(encoded: Sequence[EncodedSupport], values: Sequence[int]) -> Tensor:
+    """Sides of each label ``(n, 3)``, the geometric mean over the support scans; NaN where none tells."""
+    sides = torch.full((len(values), 3), torch.nan)
+    for row, value in enumerate(values):
+        known = [list(scan.sides_mm[value]) for scan in encoded if value in scan.sides_mm]
+        if known:
+            sides[row] = torch.tensor(known).log().mean(dim=0).exp()
+    return sides
 
 
 def _checked_meta(inputs: Tensor, network: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -69,6 +69,7 @@ class EncodedSupport:
         self.widths = widths
         self.labelled = labelled
         self.modality: str | None = None  # what the image was taken for
+        self.sides_mm: Mapping[int, Sequence[float]] = {}  # of each label, see label_sides
         self.labels: Tensor | None = None  # of a scan that is labelled on some slices, its label map (Ds, H, W)
         self.thumbprint: Tensor | None = None  # and what tells its image from others, see thumbprint
         self.region: Region | None = None  # what it labels, where that is small, see RegionOfInterest
@@ -106,7 +107,7 @@ class EncodedSupport:
             descriptor,
             torch.cat(widths),
         )
-        encoded.modality = scan.modality
+        encoded.modality, encoded.sides_mm = scan.modality, scan.sides_mm
         if len(encoded.slices) < len(features):
             encoded.labels, encoded.thumbprint = label.int(), thumbprint(scan.image.movedim(-1, 0))
             per_pixel = extension * scan.pixel_mm / scan.spacing_mm

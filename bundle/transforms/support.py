@@ -18,7 +18,7 @@ from ..data.datastore import FINAL, Datastore, label_value_names, label_values
 from ..data.reader import NiftiReader
 from ..data.support import VALUES, resolve_support, shows_single_slices
 from ..keys import IMAGE, LABEL, PRED
-from ..quality import describe_quality, label_name
+from ..quality import ExpectedDice, describe_quality, label_name
 from .spatial import slice_axis
 
 logger = logging.getLogger(__name__)
@@ -267,12 +267,13 @@ class AnswerQualityd(MapTransform):
 
     ``label_values`` has the name and value of each label that was looked for, ``label_names`` those that were found, in
     ascending order, for clients that name segments by their position. The rest is what :class:`CaseQuality` writes on
-    the command line: ``support_similarity``, ``reverse_dice`` of each label, by which the next samples are ranked, and
-    a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
+    the command line: ``support_similarity``, ``reverse_dice`` of each label, by which the next samples are ranked,
+    ``expected_dice``, and a ``warning`` if it is low, which is logged too; see :func:`describe_quality`.
 
     Args:
         keys: key of the label map, with the meta data that :class:`FewShotInferer` writes.
-        warn_reverse_dice_below: reverse Dice below which a label is warned of.
+        expected_dice: estimates the Dice of each label; ``None`` for no estimate.
+        warn_expected_dice_below: expected Dice in percent below which a label is warned of.
         warn_similarity_below: ``support_similarity`` below which the support is warned of.
         names: names of the label values, for a support whose own names are not known.
         allow_missing_keys: skip keys that are absent.
@@ -281,13 +282,15 @@ class AnswerQualityd(MapTransform):
     def __init__(
         self,
         keys: str | Sequence[str] = PRED,
-        warn_reverse_dice_below: float = 0.3,
+        expected_dice: ExpectedDice | None = ExpectedDice(),  # noqa: B008, has no state
+        warn_expected_dice_below: float = 60.0,
         warn_similarity_below: float = 0.5,
         names: Mapping[int, str] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.warn_reverse_dice_below = warn_reverse_dice_below
+        self.expected_dice = expected_dice
+        self.warn_expected_dice_below = warn_expected_dice_below
         self.warn_similarity_below = warn_similarity_below
         self.names = dict(names or {})
 
@@ -303,7 +306,9 @@ class AnswerQualityd(MapTransform):
                     shown = set(torch.as_tensor(out[key]).as_subclass(torch.Tensor).unique().tolist())
                     result["label_values"] = {label_name(value, names): value for value in values}
                     result["label_names"] = {label_name(value, names): value for value in values if value in shown}
-                found = describe_quality(out[key], names, self.warn_reverse_dice_below, self.warn_similarity_below)
+                found = describe_quality(
+                    out[key], names, self.expected_dice, self.warn_expected_dice_below, self.warn_similarity_below
+                )
                 if "warning" in found:
                     logger.warning(f"{os.path.basename(str(out['image_path']))}: {found['warning']}")
                 result.update(found)

@@ -10,6 +10,7 @@ from .figures import (
     overlay_figure,
     prototype_figure,
     save_figure,
+    scatter_figure,
     superpixel_figure,
     triptych_figure,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "read_curves",
     "render_slice",
     "save_figure",
+    "scatter_figure",
     "superpixel_figure",
     "to_grey",
     "to_planes",

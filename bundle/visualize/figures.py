@@ -468,6 +468,25 @@ def curves_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str 
     return figure
 
 
+def scatter_figure(groups: Mapping[str, ArrayLike], across: str, up: str) -> Figure:
+    """Points of several groups, in percent, with the line on which both are equal.
+
+    Args:
+        groups: name to the points ``(N, 2)``.
+        across: what the first coordinate is.
+        up: what the second one is.
+    """
+    figure = Figure_(figsize=(4.6, 4.6), facecolor=PAPER, layout="constrained")
+    FigureCanvas(figure)
+    ax = figure.add_subplot()
+    ax.plot([0, 100], [0, 100], color=INK, linewidth=0.8)
+    for (name, points), color in zip(groups.items(), label_colors(range(1, 1 + len(groups))).values()):
+        ax.scatter(*np.asarray(points).T, s=14, color=hex_color(color), alpha=0.7, linewidths=0, label=name)
+    ax.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal", xlabel=across, ylabel=up)
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left")
+    return figure
+
+
 def running_mean(values: ArrayLike, share: float = 0.05) -> np.ndarray:
     """Centered mean over ``share`` of the values, at least 5, with shorter windows at both ends; NaN left out."""
     values = np.asarray(values, float)

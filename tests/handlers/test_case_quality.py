@@ -18,6 +18,14 @@ def prediction(**meta):
     return MetaTensor(torch.tensor([1, 1, 0, 5]).view(1, 1, 1, 4), meta={**META, **meta})
 
 
+def expected(reverse_dice, sides=((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)), **meta):
+    """A label map of a liver and a spleen of which the support's sides are known."""
+    known = {"label_values": torch.tensor([[1, 2]]), "support_sides_mm": torch.tensor([sides])}
+    found = MetaTensor(torch.tensor([1, 1, 0, 2]).view(1, 1, 1, 4), meta={**META, **known, **meta})
+    found.meta["reverse_dice"] = torch.tensor([reverse_dice])
+    return found
+
+
 def test_mean_confidence_over_the_predicted_voxels_and_the_fit_of_the_support(tmp_path):
     labels = prediction(
         support_similarity=torch.tensor([0.62341]),
@@ -51,13 +59,13 @@ def test_what_is_not_known_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("reverse_dice", "warning"),
     [
-        ([0.8, 0.5], None),
-        ([0.8, 0.25], "look at these labels, reverse Dice below 0.3: spleen 0.25"),
-        ([0.1, 0.0], "the support does not fit this scan, reverse Dice below 0.3: liver 0.10, spleen 0.00"),
+        ([0.8, 0.65], None),
+        ([0.8, 0.25], "look at these labels, expected Dice below 60: spleen 50 (33-68)"),
+        ([0.1, 0.0], "the support does not fit this scan, expected Dice below 60: liver 36 (21-54), spleen 28 (16-45)"),
     ],
 )
-def test_labels_of_low_reverse_dice_are_warned_of_in_the_file_and_the_log(tmp_path, caplog, reverse_dice, warning):
-    found = prediction(reverse_dice=torch.tensor([reverse_dice]), label_values=torch.tensor([[1, 2]]))
+def test_labels_of_low_expected_dice_are_warned_of_in_the_file_and_the_log(tmp_path, caplog, reverse_dice, warning):
+    found = expected(reverse_dice)
     path = CaseQuality(tmp_path, NAMES).write({"pred": found})
     read = json.loads(path.read_text())
     assert read["reverse_dice"] == pytest.approx(dict(zip(NAMES.values(), reverse_dice)))
@@ -66,13 +74,11 @@ def test_labels_of_low_reverse_dice_are_warned_of_in_the_file_and_the_log(tmp_pa
 
 
 def test_a_support_of_another_body_part_is_warned_of_before_its_labels(tmp_path, caplog):
-    found = prediction(
-        support_similarity=0.43, reverse_dice=torch.tensor([[0.8, 0.2]]), label_values=torch.tensor([[1, 2]])
-    )
+    found = expected([0.8, 0.2], support_similarity=0.43)
     read = json.loads(CaseQuality(tmp_path, NAMES, warn_similarity_below=0.5).write({"pred": found}).read_text())
     assert read["warning"] == (
         "the support looks unlike this scan, similarity 0.43 below 0.5; "
-        "look at these labels, reverse Dice below 0.3: spleen 0.20"
+        "look at these labels, expected Dice below 60: spleen 46 (28-64)"
     )
     assert [record.message for record in caplog.records] == [f"case_7: {read['warning']}"]
     assert "warning" in json.loads(
@@ -82,7 +88,7 @@ def test_a_support_of_another_body_part_is_warned_of_before_its_labels(tmp_path,
 
 @pytest.mark.parametrize(("turn", "degrees"), [(0, None), (1, 90), (3, 270)])
 def test_a_turned_scan_is_named(tmp_path, turn, degrees):
-    found = describe_quality(prediction(support_rotation=torch.tensor([turn])), {}, 0.3, 0.5)
+    found = describe_quality(prediction(support_rotation=torch.tensor([turn])), {}, None, 60, 0.5)
     assert found.get("rotated_degrees") == degrees
     assert ("warning" in found) == (f"turned by {degrees} degrees" in found.get("warning", "")) == (turn > 0)
 
@@ -90,6 +96,6 @@ def test_a_turned_scan_is_named(tmp_path, turn, degrees):
 @pytest.mark.parametrize(("shares", "names"), [((0.0, 0.0), None), ((0.0, 0.5), ["spleen"])])
 def test_a_label_that_is_found_by_its_place_is_named(shares, names):
     found = prediction(atlas_fallback=torch.tensor([shares]), label_values=torch.tensor([[1, 2]]))
-    read = describe_quality(found, NAMES, 0.3, 0.5)
+    read = describe_quality(found, NAMES, None, 60, 0.5)
     assert read.get("atlas_fallback") == names
     assert read.get("warning") == (names and "unlike the support's, found by where they must lie: spleen")

@@ -55,21 +55,23 @@ def run(folder, maps, finished=(), **arguments):
 
 
 def test_volumes_are_those_of_the_label_map_and_its_affine(tmp_path, told):
-    first = label_map("a", 1, 1, 1, 2, reverse_dice=torch.tensor([[0.81, 0.2]]))
+    sides = torch.tensor([[[1500.0, 2.0, 1.0], [500.0, 20.0, 1.0]]])
+    first = label_map("a", 1, 1, 1, 2, reverse_dice=torch.tensor([[0.81, 0.2]]), support_sides_mm=sides)
     run(tmp_path, [first, label_map("b", 0, 2, 2)])
     lines = told.messages[-1].strip().splitlines()
     assert lines[0].split() == ["case", "seconds", "liver", "spleen"]
     assert lines[1].split()[0] == "a"
-    assert lines[1].split()[2:] == "3 mL (0.81) 1 mL (0.20)".split()
+    assert lines[1].split()[2:] == "3 mL (90) 1 mL (14)".split()
     assert lines[2].split()[2:] == "0 mL 2 mL".split()
-    assert "look at  a: look at these labels, reverse Dice below 0.3: spleen 0.20" in lines
+    assert "look at  a: look at these labels, expected Dice below 60: spleen 14 (7-26)" in lines
     assert f"results  {tmp_path}/CASE/CASE_seg.nii.gz, table {tmp_path}/measurements.csv" in lines
     assert [text.split(":")[0] for text in told.messages if text[1] == "/"] == ["1/2 a", "2/2 b"]
     with open(tmp_path / "measurements.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [tuple(row[key] for key in ("case", "label", "volume_ml", "reverse_dice")) for row in rows] == [
-        ("a", "liver", "3.0", "0.81"), ("a", "spleen", "1.0", "0.2"),
-        ("b", "liver", "0.0", ""), ("b", "spleen", "2.0", ""),
+    keys = ("case", "label", "volume_ml", "reverse_dice", "expected_dice", "expected_low", "expected_high")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("a", "liver", "3.0", "0.81", "89.8", "80.8", "94.9"), ("a", "spleen", "1.0", "0.2", "14.2", "7.3", "25.8"),
+        ("b", "liver", "0.0", *[""] * 4), ("b", "spleen", "2.0", *[""] * 4),
     ]  # fmt: skip
     sizes = [tuple(row[f"{axis}_mm"] for axis in ("left_right", "front_back", "feet_head")) for row in rows]
     assert sizes == [("1.0", "2.0", "1500.0"), ("1.0", "2.0", "500.0"), ("", "", ""), ("1.0", "2.0", "1000.0")]
@@ -95,14 +97,15 @@ def test_many_labels_and_many_cases_stay_short(tmp_path, told):
     values = torch.arange(1, 41)[None]
     names = {value: f"structure number {value}" for value in range(1, 41)}
     sure = torch.linspace(0.9, 0.4, 40)[None]
-    maps = [label_map(f"case_{n}", 1, 2, 2, label_values=values, reverse_dice=sure) for n in range(5)]
+    known = {"label_values": values, "reverse_dice": sure, "support_sides_mm": torch.ones(1, 40, 3)}
+    maps = [label_map(f"case_{n}", 1, 2, 2, **known) for n in range(5)]
     engine = Engine(lambda _, item: [{"pred": item[0]["map"]}])
     CaseQuality(tmp_path, names).attach(engine)
     CaseTable(tmp_path, SimpleNamespace(cases=[]), max_rows=3).attach(engine)
     engine.run([[{"map": each}] for each in maps], max_epochs=1)
     lines = told.messages[-1].strip().splitlines()
     assert max(map(len, lines[:4])) < 100
-    assert lines[1].split()[2:] == "2 of 40 3 structure number 40 (0.40)".split()
+    assert lines[1].split()[2:] == "2 of 40 3 structure number 40 (7)".split()
     assert lines[4] == "… and 2 more cases, see measurements.csv"
 
 

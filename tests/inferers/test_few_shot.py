@@ -336,6 +336,15 @@ def test_two_threads_give_the_answers_of_each_alone(files):
         torch.testing.assert_close(results[index], expected, atol=0, rtol=0)
 
 
+def test_the_sides_of_each_label_are_the_geometric_mean_of_the_supports():
+    sides = [{1: [40.0, 30.0, 20.0]}, {1: [10.0, 30.0, 5.0]}, {}]
+    scans = [SupportScan(noise(s), squares(), 7.0, str(s), sides_mm=known) for s, known in enumerate(sides)]
+    _, scores = segment(given(*scans), CountingNetwork(), query_of(noise(0)))
+    first, second = scores.meta["support_sides_mm"][0]
+    torch.testing.assert_close(first, torch.tensor([20.0, 30.0, 10.0]))
+    assert second.isnan().all()
+
+
 def in_plane_orientation(**arguments):
     """What an inferer needs to try all turns of a query, whatever its similarity."""
     return {

@@ -82,6 +82,19 @@ def make_run(folder, dataset, dice=(90.0, 40.0)):
     return folder
 
 
+def test_without_truth_the_lowest_expected_dice_comes_first(dataset, tmp_path):
+    folder = make_run(tmp_path / "run", dataset)
+    for name in ("metrics.csv", "summary.json"):
+        (folder / name).unlink()
+    for case, expected in {"phantom_01": [84.2, 71.8, 91.8], "phantom_02": [85.0, 73.0, 92.2]}.items():
+        quality = {"expected_dice": {"liver": expected, "spleen": [60.0, 41.7, 75.9]}}
+        (folder / case / f"{case}_quality.json").write_text(json.dumps(quality))
+    page = build_page(find_runs(folder), dataset)
+    assert check(page).cases == ["slices-0", "slices-1"]
+    assert page.index("<h3>phantom_01</h3>") < page.index("<h3>phantom_02</h3>")
+    assert "<td>84 (72-92)</td>" in page
+
+
 def test_page_of_a_run(dataset, tmp_path):
     make_run(tmp_path / "run", dataset)
     page = build_page(find_runs(tmp_path / "run"), dataset)

@@ -129,7 +129,7 @@ def result():
     confidence[label == 1], confidence[label == 2] = 80, 60
     image = np.random.default_rng(0).normal(size=truth.shape)
     image[1:15, 1:15] += 100
-    found = Segmentation(scan(label).to(torch.uint8), scan(confidence).to(torch.uint8), 0.5, {1: 0.8})
+    found = Segmentation(scan(label).to(torch.uint8), scan(confidence).to(torch.uint8), 0.5, {1: 0.8}, {})
     return measure(found, (scan(image), scan(truth)), {1: "one", 2: "two"}, scan(whole))
 
 
@@ -200,7 +200,7 @@ def test_the_support_is_never_a_query(phantom_dir, runs, tmp_path, monkeypatch):
 
     class Segmenter:
         def segment(self, image, confidence):
-            return Segmentation(image, image, 0.0, {})
+            return Segmentation(image, image, 0.0, {}, {})
 
         def set_pseudo_supports(self, images):
             given.append(images)

@@ -154,17 +154,20 @@ def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request(caplog):
         "support_similarity": np.array([0.6]),
         "reverse_dice": np.array([[0.8, 0.25]]),
         "label_values": np.array([[1, 4]]),
+        "support_sides_mm": np.array([[[4.0, 4.0, 2.0], [4.0, 4.0, 2.0]]]),
     }
-    item = {"pred": volume(np.zeros((4, 4, 2)), **meta), "image_path": "scans/x.nii.gz"}
-    answer = AnswerQualityd(warn_reverse_dice_below=0.3, names={4: "spleen"})(item)["result"]
+    item = {"pred": volume(np.full((4, 4, 2), 1), **meta), "image_path": "scans/x.nii.gz"}
+    answer = AnswerQualityd(names={4: "spleen"})(item)["result"]
     assert answer["support_similarity"] == 0.6
     assert answer["reverse_dice"] == {"label 1": 0.8, "spleen": 0.25}
-    assert answer["warning"] == "look at these labels, reverse Dice below 0.3: spleen 0.25"
+    assert answer["expected_dice"] == {"label 1": [89.5, 80.2, 94.7], "spleen": [4.1, 2.0, 8.2]}
+    assert answer["warning"] == "look at these labels, expected Dice below 60: spleen 4 (2-8)"
     assert [record.message for record in caplog.records] == [f"x.nii.gz: {answer['warning']}"]
     answer = AnswerQualityd()({**item, "result": {"support": ["a"], "label_values": {"liver": 1, "milt": 4}}})["result"]
     assert answer["support"] == ["a"]
     assert answer["reverse_dice"] == {"liver": 0.8, "milt": 0.25}
-    assert "warning" not in AnswerQualityd(warn_reverse_dice_below=0.2)(item)["result"]
+    assert "warning" not in AnswerQualityd(warn_expected_dice_below=4)(item)["result"]
+    assert not {"expected_dice", "warning"} & set(AnswerQualityd(expected_dice=None)(item)["result"])
     assert "result" not in AnswerQualityd()({"pred": item["pred"]})
     item["pred"] = volume(np.zeros((4, 4, 2)))
     assert "result" not in AnswerQualityd()(item)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.datalist import label_names
+from ...quality import Expectation
 from ..colors import CONFIDENCE_SCALE, SIMILARITY_SCALE, HeatScale, heat_colors
 from .charts import line_chart, strip_chart
 from .runs import Run, mean_sd
@@ -22,6 +23,7 @@ HERE = Path(__file__).parent
 MEASURED = (
     ("volume_ml", "mL", ".4g"),
     ("extent_mm", "extent mm", ".0f"),  # from left to right, front to back and feet to head
+    ("expected_dice", "expected Dice %", "range"),
     ("mean_intensity", "mean intensity", ".4g"),
     ("confidence", "confidence %", ".0f"),
     ("reverse_dice", "reverse Dice", ".2f"),
@@ -139,10 +141,16 @@ def runs_section(runs: Sequence[Run]) -> str:
 
 
 def by_worst(run: Run) -> list[str]:
-    """Cases of a run, lowest mean Dice first; those without one last."""
-    cases = list(dict.fromkeys([*run.scores, *run.predictions]))
-    means = {case: run.case_mean(case) for case in cases}
-    return sorted(cases, key=lambda case: (math.isnan(means[case]), 0.0 if math.isnan(means[case]) else means[case]))
+    """Cases of a run, lowest mean Dice first, then those without one, lowest expected Dice first."""
+    return sorted(dict.fromkeys([*run.scores, *run.predictions]), key=lambda case: _worst_first(run, case))
+
+
+def _worst_first(run: Run, case: str) -> tuple[int, float]:
+    """What cases are sorted by, see :func:`by_worst`."""
+    measured, expected = run.case_mean(case), run.quality.get(case, {}).get("expected_dice")
+    if not math.isnan(measured):
+        return 0, measured
+    return (1, sum(each[0] for each in expected.values()) / len(expected)) if expected else (2, 0.0)
 
 
 def scores_section(run: Run, named: bool) -> str:
@@ -182,7 +190,7 @@ def cases_section(
     cases = [(run, case) for run in runs for case in by_worst(run) if case in run.predictions]
     if not cases:
         return ""
-    cases.sort(key=lambda pair: (math.isnan(pair[0].case_mean(pair[1])), pair[0].case_mean(pair[1]) or 0.0))
+    cases.sort(key=lambda pair: _worst_first(*pair))
     count = min(48, max(6, max_pictures // len(cases)))
     parts = []
     for index, (run, case) in enumerate(progress(cases) if progress else cases):
@@ -274,13 +282,18 @@ def measurements_table(found: Mapping[str, Any]) -> str:
     )
     heads = "".join(f"<th>{head}</th>" for _, head, _ in shown)
     table = f"<thead><tr><th>label</th>{heads}</tr></thead><tbody>{rows}</tbody>"
-    note = "Extent from left to right, front to back and feet to head. Reverse Dice: 0 to 1, higher is surer."
+    note = (
+        "Extent from left to right, front to back and feet to head. Expected Dice: estimated without truth, and the "
+        "range that holds about 70 % of such labels. Reverse Dice: 0 to 1, higher is surer."
+    )
     return f'<div class="wide"><table class="measured" title="{note}">{table}</table></div>'
 
 
 def _cell(value: Any, form: str) -> str:
     if value is None:
         return "–"
+    if form == "range":
+        return str(Expectation(*map(float, value)))
     return " × ".join(format(float(part), form) for part in (value if isinstance(value, list) else [value]))
 
 
