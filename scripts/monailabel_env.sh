@@ -8,13 +8,15 @@ case "${1:-}" in
 esac
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 env="${MONAILABEL_ENV:-$root/.monailabel}"
-ready="$env/.ready-0.8.5-1"
+ready="$env/.ready-0.8.5-2"
 
 if [ ! -f "$ready" ]; then
     echo "building MONAI Label's environment in $env (some minutes, about 4 GB)" >&2
     rm -rf "$env"
     "${PYTHON:-python3}" -m venv "$env" >&2
+    # dcmqi writes DICOM segmentations to a DICOMweb archive; elsewhere MONAI Label downloads it when it starts on one
     "$env/bin/python" -m pip install --quiet "torch==2.13.0" "torchvision==0.28.0" "monailabel==0.8.5" \
+        "dcmqi==1.5.7; sys_platform == 'linux' and platform_machine == 'x86_64'" \
         "pydicom<3" "dicomweb-client<0.60" "pynetdicom<3" "fire>=0.6" "matplotlib>=3.8" >&2
     # a torchvision built for CUDA cannot load its operators beside a CPU build of torch, but asks for two of them
     cat > "$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py" <<'PY'

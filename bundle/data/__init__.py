@@ -13,6 +13,7 @@ from .datalist import (
     select_cases,
     spread,
 )
+from .datastore import studies_folder
 from .episodes import EpisodeDataset, EpisodeSampler, share_of_batch
 from .fingerprint import check_entries, check_folder, read_fingerprint
 from .preflight import check_run, check_training
@@ -70,6 +71,7 @@ __all__ = [
     "select_cases",
     "share_of_batch",
     "spread",
+    "studies_folder",
     "support_slices",
     "training_pseudo_supports",
 ]

@@ -6,6 +6,7 @@ files are the interface, which is the same in the server, in its training proces
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from monai.transforms import LoadImage
+from monai.utils import optional_import
 
 from ..checks import check_label_values
 from ..keys import IMAGE, LABEL
 from .reader import NiftiReader
 from .support import SLICES, VALUES
+
+pydicom, HAS_PYDICOM = optional_import("pydicom")
 
 INDEX = "datastore_v2.json"
 FINAL = "final"
@@ -54,6 +58,19 @@ def label_value_names(values: Sequence[int], label_info: Sequence[Mapping[str, A
     raise ValueError(
         f"{name}: the label values {sorted(values)} do not fit the names {names} of the datastore; save the label again"
     )
+
+
+def studies_folder() -> str | None:
+    """The studies folder of the MONAI Label server in whose process this runs; ``None`` outside of one.
+
+    The server says it in its environment. Of a DICOMweb archive it keeps a copy, in a folder named after the address.
+    """
+    studies = os.environ.get("MONAI_LABEL_STUDIES", "").strip()
+    if not studies.startswith(("http://", "https://")):
+        return studies or None
+    copies = os.environ.get("MONAI_LABEL_DICOMWEB_CACHE_PATH", "").strip()
+    digest = hashlib.md5(studies.rstrip("/").encode(), usedforsecurity=False).hexdigest()
+    return str(Path(copies or Path.home() / ".cache" / "monailabel" / "dicom") / digest)
 
 
 class Datastore:
@@ -152,7 +169,7 @@ class Datastore:
             if tag == FINAL and key not in self.finished():
                 raise ValueError(f"support {key!r}: has no finished label; finished are {self.finished()}")
             label = self.label(key, tag)
-            info = item["labels"][tag].get("info", {}).get("label_info") or []
+            info = item["labels"][tag].get("info", {}).get("label_info") or self._segments(key, tag)
             names = label_value_names(label_values(label), info, str(label))
             if not names:
                 raise ValueError(f"{label}: the label is empty; label at least one structure, or delete it")
@@ -182,6 +199,18 @@ class Datastore:
 
     def _image(self, key: str, item: Mapping[str, Any]) -> Path:
         return self._inside(self.root / f"{key}{item.get('image', {}).get('ext', '')}")
+
+    def _segments(self, key: str, tag: str) -> list[dict[str, Any]]:
+        """Names and values of a label that was fetched as a DICOM segmentation, whose file is kept beside the label."""
+        series = self.objects[key]["labels"][tag].get("info", {}).get("SeriesInstanceUID")
+        if not series or not HAS_PYDICOM:
+            return []
+        folder = self._inside(self.root / "labels" / tag / str(series))
+        return [
+            {"name": str(segment.SegmentLabel), "idx": int(segment.SegmentNumber)}
+            for file in sorted(folder.glob("*.dcm"))[:1]
+            for segment in pydicom.dcmread(file, stop_before_pixels=True).get("SegmentSequence", [])
+        ]
 
     def _inside(self, path: Path) -> Path:
         """The path, if the index names a file of this folder; links are the folder's owner's and may lead elsewhere."""

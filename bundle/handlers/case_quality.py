@@ -28,11 +28,11 @@ class CaseQuality:
 
     ``volume_ml``, ``extent_mm`` and ``mean_intensity`` are there for each label that was looked for, see
     :func:`measure_labels`; the last one if the scan's file is there. ``support_similarity``, in -1..1, and of each
-    label ``reverse_dice``, in 0..1, and ``expected_dice``, in percent with its range, are there if the prediction's meta
-    data have what they need, see :class:`FewShotInferer` and :class:`ExpectedDice`. Labels whose expected Dice is low are
-    named in ``warning`` and in one line of the log. ``confidence`` holds the mean percent of each label over its
-    predicted voxels, ``null`` for a label that was not found, if :class:`MeanConfidence` measured it. Each of several
-    processes writes its own cases.
+    label ``reverse_dice``, in 0..1, and ``expected_dice``, in percent with its range, are there if the prediction's
+    meta data have what they need, see :class:`FewShotInferer` and :class:`ExpectedDice`. Labels whose expected Dice
+    is low are named in ``warning`` and in one line of the log. ``confidence`` holds the mean percent of each label
+    over its predicted voxels, ``null`` for a label that was not found, if :class:`MeanConfidence` measured it. Each of
+    several processes writes its own cases.
 
     Args:
         output_dir: folder of the predictions.

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Transform
 from monai.utils import optional_import
 
-from ..data.datastore import FINAL, Datastore, label_value_names, label_values
+from ..data.datastore import FINAL, Datastore, label_value_names, label_values, studies_folder
 from ..data.reader import NiftiReader
 from ..data.support import VALUES, resolve_support, shows_single_slices
 from ..keys import IMAGE, LABEL, PRED
@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 HTTPException, has_http = optional_import("starlette.exceptions", name="HTTPException")
 
 NO_SUPPORT = (
-    "no support: nothing tells what to segment. Label one scan and finish it (3D Slicer: Submit Label; OHIF: Submit; "
-    "REST: PUT /datastore/label?image=ID&tag=final), then ask again; or name labelled scans in the request, "
-    '"support": ["ID"]; on the command line give --support "[{\'image\': …, \'label\': …}]"'
+    "no support: nothing tells what to segment. Label one scan and finish it (3D Slicer: Submit Label; "
+    "REST: PUT /datastore/label?image=ID&tag=final; DICOMweb: GET /datastore/?output=train fetches those there), then "
+    'ask again; or name labelled scans in the request, "support": ["ID"]; on the command line give '
+    "--support \"[{'image': …, 'label': …}]\""
 )
 
 
@@ -45,8 +46,7 @@ class SelectSupport(Transform):
     Args:
         default: ``[{"image": path, "label": path}, …]``, used when nothing else is there; may be empty.
         dataset_dir: folder to which paths of ``default`` may be relative.
-        studies_dir: studies folder for queries from elsewhere; by default what the server's environment variable
-            ``MONAI_LABEL_STUDIES`` says.
+        studies_dir: studies folder for queries from elsewhere; by default the server's, see :func:`studies_folder`.
         finished_labels: ``False`` ignores the studies folder unless a request names scans of it.
         numbers: ``{name: value}`` that an app lists; upper and lower case are the same.
         names: ``{value: name}`` of the labels of ``default``.
@@ -104,7 +104,7 @@ class SelectSupport(Transform):
 
     def _choose(self, image: str | os.PathLike, request: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Support entries and the names of their values."""
-        datastore = Datastore.find(image, self.studies_dir or os.environ.get("MONAI_LABEL_STUDIES"))
+        datastore = Datastore.find(image, self.studies_dir or studies_folder())
         own = None if datastore is None else datastore.identify(image)
         if request:
             return self._requested(request, datastore, own)

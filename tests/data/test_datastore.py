@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom.uid import SegmentationStorage
 
-from bundle.data.datastore import Datastore, label_value_names, label_values
+from bundle.data.datastore import Datastore, label_value_names, label_values, studies_folder
 from scripts.next_sample import next_sample
 
 from ..conftest import save_nifti
 from ..integration.studies import make_studies
+from .dicom import item, new_file
 
 ORGANS = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
 
@@ -50,6 +53,37 @@ def test_names_decide_what_belongs_together(tmp_path, phantom_dir):
     entries, names = datastore.entries(datastore.finished())
     assert names == {"liver": 1, "spleen": 2, "kidney": 3}
     assert [entry["values"] for entry in entries] == [{"1": 1, "2": 2}, {"1": 2, "2": 3}]
+
+
+def test_a_label_fetched_as_a_dicom_segmentation_has_the_names_of_its_segments(tmp_path, phantom_dir):
+    studies = make_studies(tmp_path / "s", phantom_dir, {"phantom_03": []})
+    write_label(studies, "phantom_03", [1, 2])
+    index = json.loads((studies / "datastore_v2.json").read_text())
+    index["objects"]["phantom_03"]["labels"]["final"]["info"] = {"SeriesInstanceUID": "1.2.3", "ts": 0}
+    (studies / "datastore_v2.json").write_text(json.dumps(index))
+    assert Datastore(studies).entries(["phantom_03"])[1] == {"label 1": 1, "label 2": 2}  # only its voxels are there
+    segments = [item(SegmentNumber=2, SegmentLabel="liver"), item(SegmentNumber=1, SegmentLabel="spleen")]
+    file = studies / "labels" / "final" / "1.2.3" / "a.dcm"
+    new_file(file, SegmentationStorage, SegmentSequence=segments).save_as(file)
+    assert Datastore(studies).entries(["phantom_03"])[1] == {"spleen": 1, "liver": 2}
+
+
+@pytest.mark.parametrize(
+    ("studies", "copies", "expected"),
+    [
+        (None, "", None),
+        ("", "", None),
+        ("/data/studies", "/copies", "/data/studies"),
+        ("http://127.0.0.1:8042/dicom-web/", "/copies", "/copies/488fca1f7f3f98331f6f7756beca0d35"),
+        ("http://127.0.0.1:8042/dicom-web", "", "~/.cache/monailabel/dicom/488fca1f7f3f98331f6f7756beca0d35"),
+    ],
+)
+def test_the_server_says_where_its_studies_are(monkeypatch, studies, copies, expected):
+    monkeypatch.delenv("MONAI_LABEL_STUDIES", raising=False)
+    if studies is not None:
+        monkeypatch.setenv("MONAI_LABEL_STUDIES", studies)
+    monkeypatch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", copies)
+    assert studies_folder() == (expected and os.path.expanduser(expected))
 
 
 def test_an_image_is_known_by_its_file(tmp_path, phantom_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -31,17 +32,26 @@ def make_app(python: Path, app: Path, weights: Path, settings: dict | None = Non
     return app
 
 
-@contextmanager
-def serve(python: Path, app: Path, studies: Path, log: Path) -> Iterator[Client]:
-    """A server of a studies folder, until the block ends."""
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serve(
+    python: Path, app: Path, studies: Path | str, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[Client]:
+    """A server of a studies folder or of a DICOMweb address, until the block ends."""
+    port = free_port()
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
     command += ["--conf", "models", NAME, "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # the tool that writes DICOM segmentations
+    variables = {**os.environ, "PATH": path, **(environment or {})}
     with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent, env=variables)
     try:
         client = Client(port)
         client.wait(300, lambda: process.poll() is None)
