@@ -122,6 +122,12 @@ def tiny_weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def memory_is_given_back(monkeypatch):
+    """All tests share one process: a run in one of them must not change how its C library treats memory."""
+    monkeypatch.setattr("bundle.memory.keep_freed_memory", lambda kept_mb: False)
+
+
 @pytest.fixture
 def run_config(monkeypatch, tmp_path, phantom_dir, tiny_weights):
     """Run configs in this process as ``python -m monai.bundle run`` does, with a small network on the phantom."""

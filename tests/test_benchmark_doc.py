@@ -8,7 +8,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from .conftest import ROOT
 
@@ -160,15 +162,30 @@ def test_whole_volumes(name):
         assert close(mean.split(" ")[0], organs, 2)
 
 
+def test_steps_from_the_paper():
+    entries = rows("steps")
+    _, body = table("| | each row adds")
+    assert [row[1] for row in body] == list(dict.fromkeys(entry["adds"] for entry in entries))
+    for number, name, *cells in body:
+        for protocol, cell in zip(("official", "volume"), cells, strict=True):
+            chosen = [e for e in entries if (e["row"], e["adds"], e["protocol"]) == (number, name, protocol)]
+            assert cell == mean_sd(float(entry["mean"]) for entry in chosen)
+            organs = [float(e[organ]) for e in chosen for organ in ("liver", "right kidney", "left kidney", "spleen")]
+            assert close(cell.split(" ")[0], organs, 2)
+
+
 def test_expected_dice():
     entries = rows("expected_dice")
-    _, body = table("| [left out]")
-    for name, labels, *_, error, _, means in body:
+    head, (means, ranks) = table("| [left out]")
+    for column, cell, rank in zip(head[1:], means[1:], ranks[1:], strict=True):
+        name, labels = column.removesuffix(" labels").split(", ")
         chosen = [(float(row["expected"]), float(row["dice"])) for row in entries if name in ("all", row["dataset"])]
         assert int(labels) == len(chosen)
-        assert close(error, (abs(expected - dice) for expected, dice in chosen), 1)
-        for mean, values in zip(means.split(", "), zip(*chosen)):
+        errors = [abs(expected - dice) for expected, dice in chosen]
+        for mean, values in zip(cell.split(", "), (*zip(*chosen), errors), strict=True):
             assert close(mean, values, 1)
+        expected, dice = (rankdata(values) for values in zip(*chosen))
+        assert abs(float(rank.split(", ")[0]) - np.corrcoef(expected, dice)[0, 1]) < 0.006
 
 
 def test_completion():

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bundle.memory import MemoryCheck, available_bytes, keep_freed_memory
+from bundle.options import read_config
 
 from .conftest import ROOT
 
@@ -129,6 +130,16 @@ def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
 def test_memory_that_cannot_be_kept_is_refused_by_its_id(kept_mb):
     with pytest.raises(ValueError, match=f"0 to 2047 MB, got {kept_mb}; change keep_memory_mb"):
         keep_freed_memory(kept_mb)
+
+
+@pytest.mark.parametrize("config", ["inference", "train", "inference multi_gpu_inference", "train multi_gpu_train"])
+def test_each_run_keeps_what_its_config_says(config, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr("bundle.memory.keep_freed_memory", lambda kept_mb: told.append(kept_mb))
+    parser = read_config([ROOT / "configs" / f"{name}.json" for name in config.split()], {"keep_memory_mb": 77})
+    assert "$@keep_memory" in parser["initialize"]
+    parser.get_parsed_content("keep_memory")
+    assert told == [77]
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

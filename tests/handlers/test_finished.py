@@ -16,9 +16,9 @@ from ..conftest import ROOT, TINY_NETWORK
 IDS = json.loads((ROOT / "configs/inference.json").read_text())
 # where results lie and how fast they come; what is checked by the content of files; names of other configs' parts
 WITHOUT_EFFECT = {
-    "bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "num_workers", "strict", "resume", "table",
-    "key_metric", "device", "network", "label_names", "support", "datalist", "checkpointloader", "closing",
-    "confidence_temperature",  # without a map of the confidence
+    "bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "num_workers", "keep_memory_mb", "strict",
+    "resume", "table", "key_metric", "device", "network", "label_names", "support", "datalist", "checkpointloader",
+    "closing", "confidence_temperature",  # without a map of the confidence
 }  # fmt: skip
 
 
