@@ -122,6 +122,11 @@ def tiny_weights(tmp_path_factory) -> Path:
     return path
 
 
+def not_installed(what: str) -> None:
+    """End a test that needs a program: skipped, but failed where .ci/run has installed all of them."""
+    (pytest.fail if os.environ.get("BROWSER_REQUIRED") else pytest.skip)(f"not installed: {what}")
+
+
 @pytest.fixture(autouse=True)
 def memory_is_given_back(monkeypatch):
     """All tests share one process: a run in one of them must not change how its C library treats memory."""

@@ -82,19 +82,21 @@ def shows_single_slices(label: torch.Tensor, values: Sequence[int]) -> bool:
     return bool(shown) and not any(len(slices) > 1 and bool((slices.diff() == 1).all()) for slices in shown)
 
 
+def _affine(image: torch.Tensor) -> np.ndarray:
+    """Voxel indices to mm ``(4, 4)`` of a volume, or of the first of a batch; voxels of 1 mm without."""
+    return np.asarray(getattr(image, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
+
+
 def slice_spacing(image: torch.Tensor) -> float:
     """Distance in mm of neighboring slices (last axis) of a volume with an affine; 1 without one."""
-    affine = getattr(image, "affine", None)
-    if affine is None:
-        return 1.0
-    rows, columns, slices = np.asarray(affine, dtype=float).reshape(-1, 4, 4)[0][:3, :3].T
+    rows, columns, slices = _affine(image)[:3, :3].T
     normal = np.cross(rows, columns)  # a tilted gantry shears the slices against each other
     return float(abs(slices @ normal) / np.linalg.norm(normal))
 
 
 def pixel_size(image: torch.Tensor) -> float:
     """Side of a pixel of a volume's slices (the two axes before the last) in mm, as the root of its area; 1 without."""
-    affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float).reshape(-1, 4, 4)[0]
+    affine = _affine(image)
     return float(np.sqrt(np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))))
 
 
@@ -294,5 +296,5 @@ def load_support(
         entry.get(SLICES) or "auto",
         getattr(image, "meta", {}).get(MODALITY),
         pixel_size(image),
-        label_sides(kept.numpy(), np.asarray(getattr(image, "affine", np.eye(4))).reshape(-1, 4, 4)[0]),
+        label_sides(kept.numpy(), _affine(image)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import highdicom
 import numpy as np
@@ -15,7 +14,7 @@ from bundle.data.dicom_seg import write_case_seg
 from bundle.data.phantom import PHANTOM_LABELS
 from bundle.visualize import label_colors
 
-from ..conftest import ROOT
+from ..conftest import ROOT, not_installed
 from .client import NAME, make_app, serve
 from .clinic import missing_parts, open_viewer, serve_archive, write_study
 
@@ -29,8 +28,7 @@ NAMES = {value: name for value, name in PHANTOM_LABELS.items() if value}
 def clinic(python, tmp_path):
     """The archive with two studies, a client of the server, and the server's own copy of the studies."""
     if missing_parts():
-        missing = pytest.fail if os.environ.get("BROWSER_REQUIRED") else pytest.skip
-        missing(f"not installed: {', '.join(missing_parts())}; see .ci/run")
+        not_installed(f"{', '.join(missing_parts())}; see .ci/run")
     grid = ((96, 96, 12), (3.4, 3.4, 14.0))
     studies = [write_study(tmp_path / f"study_{n}", n, *grid, head_first=n == 2) for n in (1, 2)]
     settings = {

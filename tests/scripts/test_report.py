@@ -5,7 +5,6 @@ import csv
 import html
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ from bundle.visualize.report import build_page, find_runs
 from bundle.visualize.report.viewer import _heat_png
 from scripts import preview
 from scripts import report as command
+
+from ..conftest import not_installed
 
 VOID = {"meta", "img", "input", "br", "line", "circle", "polyline"}
 
@@ -275,8 +276,7 @@ def chromium(page, tmp_path, *options):
     """Open a page in a headless browser; what it prints."""
     browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
     if browser is None:
-        missing = pytest.fail if os.environ.get("BROWSER_REQUIRED") else pytest.skip
-        missing("no chromium is installed: apt-get install chromium")
+        not_installed("chromium; apt-get install chromium")
     (tmp_path / "page.html").write_text(page)
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/u"]
     command = [browser, *flags, *options, (tmp_path / "page.html").as_uri()]
