@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 
 import bundle
 from bundle import FewShotSegmenter
+from bundle.transforms.spatial import slice_axis
 
 from .conftest import GEOMETRIES, ROOT, TINY_NETWORK, save_nifti
 
@@ -197,6 +198,34 @@ def test_whatever_the_geometry_the_grid_stays(segmenter, geometry):
     values = np.random.default_rng(0).normal(size=shape)
     result = segmenter.segment(values, affine=affine)
     assert result.shape == shape
+
+
+@pytest.mark.parametrize("padded", ["query", "support", "both"])
+def test_empty_slices_change_nothing(tiny_weights, phantom_dir, query, padded):
+    # what follows the histogram of a whole scan is given here, since empty slices have a part in it
+    known = {"body_threshold": 60, "intensity#upper_percentile": 100}
+    made = FewShotSegmenter.from_bundle(ROOT, ckpt_path=str(tiny_weights), **SETTINGS, **known)
+
+    def scan(path, name):
+        """Array and affine of a file, with empty slices around its own if wanted."""
+        file = nib.load(path)
+        values, affine = np.asarray(file.dataobj), file.affine.copy()
+        axis = slice_axis(affine)
+        if padded not in (name, "both"):
+            return values, affine, ...
+        affine[:3, 3] -= 9 * affine[:3, axis]
+        sides = [(9, 5) if own == axis else (0, 0) for own in range(3)]
+        inside = tuple(slice(before, -after or None) for before, after in sides)
+        return np.pad(values, sides, constant_values=values.min()), affine, inside
+
+    made.set_support(scan_of(phantom_dir, 1), scan_of(phantom_dir, 1, "labelsTr"))
+    expected = np.asarray(made.segment(query))
+    image, affine, _ = scan(scan_of(phantom_dir, 1), "support")
+    made.set_support(image, scan(scan_of(phantom_dir, 1, "labelsTr"), "support")[0], affine=affine)
+    image, affine, inside = scan(query, "query")
+    found = np.asarray(made.segment(image, affine=affine))
+    np.testing.assert_array_equal(found[inside], expected)
+    assert (found > 0).sum() == (expected > 0).sum() > 0
 
 
 def test_nothing_works_before_a_support_is_set(tiny_weights, query):

@@ -48,10 +48,12 @@ class QueryChunksd(MapTransform):
                 f"its image of shape {expected}; resample the label to its image"
             )
         if self.num_chunks > 0:
-            image, truth = out[self.keys[0]], self.orient(out[self.keys[1]]).as_subclass(torch.Tensor)
+            truth = self.orient(truth)
             shown = [(truth[0] == value).flatten(0, 1).any(dim=0).cpu().numpy() for value in self.labels]
+            chunks = np.stack([query_chunks(s, self.num_chunks) for s in shown])
+            first = round(float((torch.linalg.inv(truth.affine) @ image.affine.to(truth.affine))[2, 3]))
             image = image.clone()
-            image.meta["chunks"] = np.stack([query_chunks(s, self.num_chunks) for s in shown])
+            image.meta["chunks"] = chunks[:, first : first + image.shape[-1]]  # the frame may have fewer slices
             image.meta["num_chunks"] = self.num_chunks
             out[self.keys[0]] = image
         return out

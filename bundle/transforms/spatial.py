@@ -87,24 +87,25 @@ class OrientSlicesd(MapTransform):
         return out
 
 
-def body_box(mask: np.ndarray, occupancy: float = 0.02) -> tuple[slice, slice]:
-    """In-plane box of a body mask ``(H, W, D)``: rows and columns with more than a share of the fullest one's pixels.
+def body_box(mask: np.ndarray, occupancy: float = 0.02) -> tuple[slice, slice, slice]:
+    """Box of a body mask ``(H, W, D)``: rows, columns and slices with more than a share of the fullest one's pixels.
 
-    The whole plane if the mask is empty.
+    All of them if the mask is empty.
     """
     box = []
-    for axis in range(2):
+    for axis in range(3):
         profile = mask.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
         inside = np.flatnonzero(profile > occupancy * profile.max())
         box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, mask.shape[axis]))
-    return box[0], box[1]
+    return box[0], box[1], box[2]
 
 
 class SliceFrame(Transform):
     """Bring the slices of a volume into the network's frame: cut to a box, resized to one size.
 
     With the body's box, places in the frame are places in the body whatever the patient's size and the field of
-    view, which the position term of the matching relies on; and no resolution is spent on air.
+    view, which the position term of the matching relies on; and no resolution is spent on air. Slices above and below
+    the body are cut off too: they are alike in all scans, and would be taken for what two of them have in common.
 
     Args:
         size: rows and columns of the frame, multiples of the network's stride.
@@ -118,17 +119,17 @@ class SliceFrame(Transform):
         self.mode = mode
 
     def __call__(self, image: MetaTensor, body: NdarrayOrTensor | None = None, mode: str | None = None) -> MetaTensor:
-        """Cut and resize ``(C, H, W, D)`` to ``(C, *size, D)``; the affine follows.
+        """Cut and resize ``(C, H, W, D)`` to ``(C, *size, D')``; the affine follows.
 
         Args:
             image: volume with its affine.
-            body: mask ``(1, H, W, D)`` whose in-plane box is cut out; ``None`` keeps the whole plane.
+            body: mask ``(1, H, W, D)`` whose box is cut out; ``None`` keeps the whole volume.
             mode: overrides the interpolation.
         """
-        rows, columns = slice(0, image.shape[1]), slice(0, image.shape[2])
+        box = tuple(slice(0, length) for length in image.shape[1:])
         if body is not None:
-            rows, columns = body_box(np.asarray(torch.as_tensor(body).cpu())[0] > 0, self.occupancy)
-        cut = image[:, rows, columns].as_subclass(torch.Tensor)
+            box = body_box(np.asarray(torch.as_tensor(body).cpu())[0] > 0, self.occupancy)
+        cut = image[(slice(None),) + box].as_subclass(torch.Tensor)
         shape = cut.shape[1:3]
         planes = cut.permute(0, 3, 1, 2).float()  # (C, D, h, w): slices are channels of a 2D interpolation
         if tuple(shape) != self.size:
@@ -138,7 +139,7 @@ class SliceFrame(Transform):
                 planes = F.interpolate(planes, size=self.size, mode="bilinear", align_corners=False, antialias=True)
         scale = torch.tensor([shape[0] / self.size[0], shape[1] / self.size[1], 1.0], dtype=torch.float64)
         step = torch.diag(torch.cat([scale, torch.ones(1, dtype=torch.float64)]))
-        step[:2, 3] = (scale[:2] - 1) / 2 + torch.tensor([rows.start, columns.start], dtype=torch.float64)
+        step[:3, 3] = (scale - 1) / 2 + torch.tensor([side.start for side in box], dtype=torch.float64)
         out = MetaTensor(planes.permute(0, 2, 3, 1).contiguous(), meta=dict(image.meta))
         out.affine = image.affine.to(torch.float64) @ step
         return out
@@ -149,7 +150,7 @@ class SliceFramed(MapTransform):
 
     Args:
         keys: keys of the volumes, all on one grid.
-        body_key: key of the body mask; ``None`` keeps the whole plane.
+        body_key: key of the body mask; ``None`` keeps the whole volume.
         size, occupancy: see :class:`SliceFrame`.
         mode: interpolation for all keys, or one for each.
         allow_missing_keys: skip keys that are absent.
@@ -178,6 +179,16 @@ class SliceFramed(MapTransform):
         return out
 
 
+def clear_outside(volume: torch.Tensor, inside: Sequence[slice]) -> None:
+    """Set a volume ``(C, H, W, D)`` to 0, in place, outside the given part of each axis.
+
+    Interpolation weighs by rounded distances, so that a slice beyond the last one would get a millionth of it.
+    """
+    for axis, part in enumerate(inside, 1):
+        volume.narrow(axis, 0, part.start).zero_()
+        volume.narrow(axis, part.stop, volume.shape[axis] - part.stop).zero_()
+
+
 class RestoreGeometry(Transform):
     """Bring a prediction from the network's frame back to the grid of the file that it belongs to.
 
@@ -193,6 +204,7 @@ class RestoreGeometry(Transform):
         affine, shape = self._grid(image)
         out = self.resample(image, dst_affine=affine, spatial_size=shape)
         out.affine = affine
+        clear_outside(out.as_subclass(torch.Tensor), self._inside(image, affine, shape))
         return out
 
     def blocks(self, image: MetaTensor, voxels: int = 2**25) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
@@ -207,6 +219,7 @@ class RestoreGeometry(Transform):
         """
         affine, shape = self._grid(image)
         to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
+        inside = self._inside(image, affine, shape)
         axis = int(to_frame[2, :3].abs().argmax())  # of the result, along the slices of the frame
         others = max(1, int(np.prod(shape)) // max(1, shape[axis]))
         step = max(1, voxels // (len(image) * others))
@@ -223,10 +236,13 @@ class RestoreGeometry(Transform):
             shift = torch.eye(4, dtype=torch.float64)
             shift[2, 3] = low
             part = MetaTensor(plain[..., low : high + 1], affine=image.affine.to(torch.float64) @ shift)
-            found = self.resample(part, dst_affine=affine @ move, spatial_size=size)
+            found = self.resample(part, dst_affine=affine @ move, spatial_size=size).as_subclass(torch.Tensor)
+            here = list(inside)
+            here[axis] = slice(*(min(max(end - first, 0), size[axis]) for end in (here[axis].start, here[axis].stop)))
+            clear_outside(found, here)
             where = [slice(None)] * 4
             where[1 + axis] = slice(first, first + size[axis])
-            yield tuple(where), found.as_subclass(torch.Tensor)
+            yield tuple(where), found
 
     def assemble(
         self, image: MetaTensor, dtype: torch.dtype, convert: Callable[..., torch.Tensor], *others: torch.Tensor
@@ -244,6 +260,21 @@ class RestoreGeometry(Transform):
         for where, part in self.blocks(image):
             out[where] = convert(part, *(other[where] for other in others))
         return MetaTensor(out, affine=affine, meta=dict(image.meta))
+
+    @staticmethod
+    def _inside(image: MetaTensor, affine: torch.Tensor, shape: Sequence[int]) -> list[slice]:
+        """Voxels of a file, along each of its axes, whose centers lie in the frame; its axes are those of the file."""
+        to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
+        inside = []
+        for axis, length in enumerate(shape):
+            own = int(to_frame[:3, axis].abs().argmax())  # along which axis of the frame it runs
+            places = to_frame[own, axis] * torch.arange(length, dtype=torch.float64) + to_frame[own, 3]
+            # of a turned grid the box around the frame: where the other axes cross it counts too
+            others = [to_frame[own, other] * (shape[other] - 1) for other in range(3) if other != axis]
+            low, high = (sum(float(end) for end in others if (end < 0) == down) for down in (True, False))
+            shown = ((places + high >= -0.5) & (places + low <= image.shape[1 + own] - 0.5)).nonzero()[:, 0]
+            inside.append(slice(int(shown[0]), int(shown[-1]) + 1) if len(shown) else slice(0, 0))
+        return inside
 
     def _grid(self, image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
         """Affine and shape of the file that a prediction belongs to."""

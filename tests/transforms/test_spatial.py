@@ -120,9 +120,22 @@ def test_box_of_a_body():
     mask = np.zeros((50, 60, 4))
     mask[10:40, 5:50, :3] = 1
     mask[0, 0, 0] = 1  # one pixel of 135 in the fullest row, 90 in the fullest column
-    assert body_box(mask, occupancy=0.02) == (slice(10, 40), slice(5, 50))
-    assert body_box(mask, occupancy=0.0) == (slice(0, 40), slice(0, 50))
-    assert body_box(np.zeros((50, 60, 4))) == (slice(0, 50), slice(0, 60))
+    mask[20, 20, 3] = 1  # one of 1351 in the fullest slice
+    assert body_box(mask, occupancy=0.02) == (slice(10, 40), slice(5, 50), slice(0, 3))
+    assert body_box(mask, occupancy=0.0) == (slice(0, 40), slice(0, 50), slice(0, 4))
+    assert body_box(np.zeros((50, 60, 4))) == (slice(0, 50), slice(0, 60), slice(0, 4))
+
+
+def test_slices_beyond_the_body_are_cut_off_and_come_back_empty():
+    affine, shape = GEOMETRIES["oblique"]
+    image = OrientSlices()(volume(1 + np.abs(world_grid(affine, shape) @ SLOPE), affine))
+    image.meta["original_affine"], image.meta["spatial_shape"] = image.affine.numpy(), np.array(image.shape[1:])
+    body = np.zeros(image.shape)
+    body[..., 1:-2] = 1
+    out = SliceFrame(image.shape[1:3])(image, body)
+    assert out.shape[-1] == image.shape[-1] - 3
+    expected = image.numpy() * body
+    np.testing.assert_allclose(RestoreGeometry()(out), expected, atol=1e-3)
 
 
 def test_prediction_comes_back_on_the_grid_of_the_file(tmp_path, geometry):

@@ -66,7 +66,7 @@ def guess_body_box(volume: Volume, modality: str) -> list[list[int]]:
     some = slices[..., :: max(1, slices.shape[-1] // BOX_SLICES)].astype(np.float32)
     mask = BodyMask(BODY_HU if modality == "CT" and some.min() < BODY_HU else None)(some[None])[0]
     box = [[0, n] for n in volume.array.shape]
-    for plane_axis, part in zip(volume.plane_axes, body_box(np.asarray(mask))):
+    for plane_axis, part in zip(volume.plane_axes, body_box(np.asarray(mask))[:2]):
         box[plane_axis] = [part.start, part.stop]
     return box
 
