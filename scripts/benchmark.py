@@ -2,7 +2,9 @@
 
 Usage: python -m scripts.benchmark {accuracy,steps,completion,volumes,speed} --dataset_dir DIR --output_dir RUNS …
        python -m scripts.benchmark transfer --dataset_dirs "[DIR, DIR]" --output_dir RUNS [options]
-       python -m scripts.benchmark expected_dice --runs "[RUNS, RUNS]" --output_dir DIR
+       python -m scripts.benchmark {expected_dice,sensitivity} …
+       python -m scripts.benchmark all --data DIR --output_dir RUNS [--quick]
+       python -m scripts.benchmark tables
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -26,10 +28,13 @@ from bundle.ids import suggest
 
 from .command import command
 from .completion import completion
+from .evidence import everything
 from .expected_dice import expected_dice
 from .on_demand import OnDemand
+from .sensitivity import sensitivity
 from .speed import speed
 from .steps import Step, digest, make_steps
+from .tables import tables
 from .volumes import volumes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -382,38 +387,44 @@ def _bundle_run(files: Sequence[str], settings: Mapping[str, Any], log: Path, th
 
 def _table(root: Path, runs: Sequence[Run], protocol: str, setting: int) -> str:
     """Markdown table: a row a fold and seed, then mean and standard deviation over them."""
-    rows: dict[tuple[int, int], dict[str, float]] = {}
+    rows: dict[tuple[int, int], dict[str, float | None]] = {}  # none where no query shows a label
     for run in runs:
         summary = json.loads((root / run.name / protocol / "summary.json").read_text())
         rows.setdefault((run.fold, run.seed), {}).update(summary["per_label"])
-    names = list(next(iter(rows.values())))
+    names = [*next(iter(rows.values())), "mean"]
     for scores in rows.values():
-        scores["mean"] = statistics.fmean(scores[name] for name in names)
-    names.append("mean")
+        scores["mean"] = statistics.fmean(known) if (known := _known(scores.values())) else None
+    shown = {key: ["" if scores[n] is None else f"{scores[n]:.2f}" for n in names] for key, scores in rows.items()}
     with replacing(root / f"{protocol}.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", "seed", *names])
-        writer.writerows([fold, seed, *(f"{scores[n]:.2f}" for n in names)] for (fold, seed), scores in rows.items())
+        writer.writerows([*key, *cells] for key, cells in shown.items())
     lines = [
         f"Protocol `{protocol}`, setting {setting}, Dice in percent.",
         "",
         f"| fold | seed | {' | '.join(names)} |",
     ]
     lines.append("|---" * (len(names) + 2) + "|")
-    for (fold, seed), scores in sorted(rows.items()):
-        lines.append(f"| {fold} | {seed} | {' | '.join(f'{scores[n]:.2f}' for n in names)} |")
+    lines += [f"| {fold} | {seed} | {' | '.join(cells)} |" for (fold, seed), cells in sorted(shown.items())]
     spread = []
     for name in names:
-        values = [scores[name] for scores in rows.values()]
-        spread.append(f"{statistics.fmean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}")
+        values = _known(scores[name] for scores in rows.values())
+        sd = statistics.stdev(values) if len(values) > 1 else 0
+        spread.append(f"{statistics.fmean(values):.2f} ± {sd:.2f}" if values else "")
     lines.append(f"| **mean ± sd** | | {' | '.join(f'**{cell}**' for cell in spread)} |")
     return "\n".join(lines)
+
+
+def _known(scores: Iterable[float | None]) -> list[float]:
+    """Those that are known."""
+    return [score for score in scores if score is not None]
 
 
 def main() -> None:
     """Run the command line; bad input ends with one line and a non-zero status."""
     commands = {"accuracy": accuracy, "transfer": transfer, "steps": steps, "volumes": volumes, "speed": speed}
-    commands |= {"completion": completion, "expected_dice": expected_dice}
+    commands |= {"completion": completion, "expected_dice": expected_dice, "sensitivity": sensitivity}
+    commands |= {"all": everything, "tables": tables}
     command(commands, "scripts.benchmark")
 
 

@@ -40,6 +40,13 @@ monai_utils = OnDemand("monai.data.utils")
 transforms = OnDemand("monai.transforms")
 Pair: TypeAlias = "tuple[monai_data.MetaTensor, monai_data.MetaTensor]"  # image and true label map, (1, X, Y, Z)
 NUM_BINS = 15  # of the expected calibration error
+MEASURES = (
+    "false volume of absent organs (largest)",
+    "calibration error, organs",
+    "… body",
+    "confidence and Dice, r",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ def volumes(
     table = format_table(results, list(names.values()))
     write_text(output / "volumes.md", table + "\n")
     _write_rows(output / "volumes.csv", results, list(names.values()))
+    _write_summary(output / "summary.csv", results, list(names.values()))
     return table
 
 
@@ -337,21 +345,26 @@ def calibration_error(bins: Iterable[Mapping[str, Sequence[float]]]) -> float:
 
 def format_table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Markdown: Dice of each condition, mean and sd over folds and seeds, then what else was measured."""
-    shown = [name for name in CONDITIONS if any(result["condition"] == name for result in results)]
     dice = [f"| whole scans | {' | '.join(names)} | mean |", "|---" * (len(names) + 2) + "|"]
-    rest = [
-        "| whole scans | false volume of absent organs (largest) | calibration error, organs | … body "
-        "| confidence and Dice, r | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for condition in shown:
+    rest = [f"| whole scans | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 1) + "|"]
+    for condition, (columns, cells) in _summary(results, names).items():
+        dice.append(f"| {condition} | {' | '.join(_spread(column) for column in columns)} |")
+        rest.append(f"| {condition} | {' | '.join(cells)} |")
+    return "\n".join(["Protocol `volume`, Dice in percent, mean ± sd over folds and seeds.", "", *dice, "", *rest])
+
+
+def _summary(
+    results: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, tuple[list[list[float | None]], list[str]]]:
+    """Of each condition the Dice of each label and their mean, one a fold and seed, and the other measures as text."""
+    found = {}
+    for condition in (name for name in CONDITIONS if any(result["condition"] == name for result in results)):
         rows = [result for result in results if result["condition"] == condition]
         runs: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
         for row in rows:
             runs.setdefault((row["fold"], row["seed"]), []).append(row)
         scores = [[_mean(row["dice"][name] for row in run) for name in names] for run in runs.values()]
-        columns = [*zip(*scores), [_mean(score) for score in scores]]
-        dice.append(f"| {condition} | {' | '.join(_spread(column) for column in columns)} |")
+        columns = [*map(list, zip(*scores)), [_mean(score) for score in scores]]
         false = [share for row in rows for share in row["false_volume"].values()]
         pairs = [(row["confidence"][n], row["dice"][n]) for row in rows for n in names]
         known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
@@ -362,8 +375,19 @@ def format_table(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
             f"{np.corrcoef(known.T)[0, 1]:.2f}" if varies else "",
             f"{statistics.fmean(row['seconds'] for row in rows):.1f}",
         ]
-        rest.append(f"| {condition} | {' | '.join(cells)} |")
-    return "\n".join(["Protocol `volume`, Dice in percent, mean ± sd over folds and seeds.", "", *dice, "", *rest])
+        found[condition] = columns, cells
+    return found
+
+
+def _write_summary(path: Path, results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """The table's figures: a line for each condition and label, and for their mean with all else."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["condition", "label", "dice", "sd", *MEASURES])
+        for condition, (columns, cells) in _summary(results, names).items():
+            for label, column in zip([*names, "mean"], columns):
+                mean, _, sd = _spread(column).partition(" ± ")
+                writer.writerow([condition, label, mean, sd, *(cells if label == "mean" else [""] * len(cells))])
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:

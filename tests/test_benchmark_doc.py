@@ -72,8 +72,11 @@ def test_it_has_at_most_250_lines():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_each_csv_file_names_its_command_and_is_linked(name):
-    first = (RESULTS / f"{name}.csv").read_text(encoding="utf-8").splitlines()[0]
+    first, second, *others = (RESULTS / f"{name}.csv").read_text(encoding="utf-8").splitlines()
     assert re.match(r"# command: \S", first)
+    assert re.fullmatch(r"# commit: (unknown, measured before )?[0-9a-f]{7,}(\+changes)?", second)
+    if "unknown" not in second:  # what the command for all tables has written
+        assert [line.split(":")[0] for line in others[:4]] == ["# versions", "# seeds", "# device", "# note"]
     assert f"(results/{name}.csv)" in TEXT
     assert all(None not in entry and None not in entry.values() for entry in rows(name))
 

@@ -130,6 +130,17 @@ def test_none_and_names_arrive_in_the_run(monkeypatch, tmp_path):
     assert typed == {"completion": "$None", "registration": "False", "labels": "['liver', 2]"}
 
 
+def test_a_label_that_no_query_of_a_fold_shows_is_left_out_of_its_mean(tmp_path):
+    for fold, scores in enumerate(({"disc": 60.0, "ring": None}, {"disc": 70.0, "ring": 90.0})):
+        folder = tmp_path / f"fold{fold}_seed0" / "volume"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"per_label": scores}))
+    table = benchmark._table(tmp_path, [benchmark.Run(0, 0), benchmark.Run(1, 0)], "volume", 1)
+    assert "| 0 | 0 | 60.00 |  | 60.00 |" in table
+    assert table.endswith("| **mean ± sd** | | **65.00 ± 7.07** | **90.00 ± 0.00** | **70.00 ± 14.14** |")
+    assert (tmp_path / "volume.csv").read_text().splitlines()[1] == "0,0,60.00,,60.00"
+
+
 def test_groups_of_setting_2_come_from_the_overlay_of_the_data_set(calls, folders, tmp_path):
     content = {"groups": [["disc"]], "+_meanings_": {"groups": "labels that are tested together"}}
     overlay = tmp_path / "mine.json"

@@ -20,7 +20,7 @@ CONFIGS = ROOT / "configs"
 SCRIPTS = ["benchmark", "convert_weights", "export", "next_sample", "options", "phantom", "preview", "report", "gpu"]
 COMMANDS = [
     *((name,) for name in SCRIPTS),
-    *(("benchmark", part) for part in ("accuracy", "transfer", "volumes", "speed")),
+    *(("benchmark", part) for part in ("accuracy", "transfer", "volumes", "speed", "sensitivity", "all", "tables")),
     *(("convert_weights", part) for part in ("official", "torchvision", "efficientnet_lite")),
     *(("export", part) for part in ("zoo", "monailabel")),
     *(("gpu", part) for part in ("run", "measure", "pack")),

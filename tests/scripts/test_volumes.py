@@ -180,6 +180,11 @@ def test_the_command_goes_on_where_it_was(phantom_dir, runs, tmp_path, monkeypat
     assert rows == names
     assert (tmp_path / "volumes.md").read_text() == table + "\n"
     assert len((tmp_path / "volumes.csv").read_text().splitlines()) == 1 + len(names)
+    head, *lines = (tmp_path / "summary.csv").read_text().splitlines()
+    assert head.startswith("condition,label,dice,sd,false volume of absent organs (largest),")
+    (mean,) = (line for line in lines if line.startswith("1 support,mean,"))
+    assert f"| {' ± '.join(mean.split(',')[2:4])} |" in table
+    assert f"| {' | '.join(mean.split(',')[5:])} |" in table
     assert {file.stem for file in tmp_path.glob("*.png")} == {f"worst_{CONDITIONS[n].slug}" for n in names}
     results = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "cases").rglob("*.json")}
     assert results["1_support"]["dice"] == results["LPS"]["dice"]  # another order of axes is the same scan
