@@ -78,7 +78,10 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--protocol", help="volume: what a user gets; official: the published one; see the benchmark")
     evaluate.add_argument("--fold", type=int, metavar="K", help="fold, counted from 0")
     for each in (segment, complete, evaluate):
-        each.add_argument("--weights", metavar="FILE", help="weights instead of the shipped ones (ckpt_path)")
+        each.add_argument(
+            "--weights", metavar="NAME", help="weights instead of the default ones: a file, or one of the bundle's such "
+            "as model_permissive (ckpt_path)",
+        )  # fmt: skip
     for name, text in SCRIPTS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -194,7 +197,8 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
     commands = {"segment": _segment, "complete": _complete, "train": _train, "evaluate": _evaluate}
     made |= commands[options.command](options)
     if getattr(options, "weights", None) is not None:
-        made["ckpt_path"] = options.weights
+        own = ROOT / "models" / f"{options.weights}.pt"
+        made["ckpt_path"] = str(own) if own.is_file() and not os.path.exists(options.weights) else options.weights
     return made | given
 
 

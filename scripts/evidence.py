@@ -36,7 +36,7 @@ CHAOS, ACDC, HIPPOCAMPUS, OPENKBP = TESTED = ("chaos_t2", "acdc_ed", "hippocampu
 SHOWN = dict(zip(TESTED, ("CHAOS", "ACDC", "hippocampus", "OpenKBP")))  # what tables call them
 UNTESTED = ("totalseg_example", "sarcoma_ct_t1")  # images for the training alone
 FOLDS, SEEDS = (0, 1, 2, 3, 4), (1, 0, 2)
-SHIPPED = str(ROOT / "models/model.pt")
+SHIPPED, PERMISSIVE = (str(ROOT / "models" / name) for name in ("model.pt", "model_permissive.pt"))
 IMAGENET = str(ROOT / "models/pretrained/efficientnet_lite0_imagenet.pt")
 PACKAGES = ("torch", "monai", "numpy", "scikit-image")
 STATE = ("bundle/**/*.py", "bundle/**/*.json", "configs/*.json", "models/**/*.pt")  # what a figure depends on
@@ -167,15 +167,19 @@ def left_out(dataset: str, protocol: str = "volume", folds: Sequence[int] = FOLD
 
 
 def changed(
-    column: str, cases: Mapping[str, Mapping[str, Any]], sets: Sequence[str], folds: Sequence[int]
+    column: str,
+    cases: Mapping[str, Mapping[str, Any]],
+    sets: Sequence[str],
+    folds: Sequence[int],
+    weights: str = SHIPPED,
 ) -> Callable[[Work], list[Row]]:
-    """The shipped weights with some ids changed: a row for each case, data set and fold."""
+    """Weights that are shipped with some ids changed: a row for each case, data set and fold."""
 
     def measure(work: Work) -> list[Row]:
         rows = []
         for case, ids in work.some(cases.items(), 2):
             for dataset in work.some(sets, 2):
-                for run in _shipped(work, dataset, ids, folds):
+                for run in _shipped(work, dataset, ids, folds, weights):
                     row = {column: case, "dataset": SHOWN[dataset], "protocol": "volume", "fold": run["fold"]}
                     rows.append({**row, "dice": f"{float(run['mean']):.1f}"})
         return rows
@@ -183,11 +187,15 @@ def changed(
     return measure
 
 
-def shipped(work: Work) -> list[Row]:
-    """The shipped weights on every data set, in the order of the columns that the file has."""
-    rows = changed("condition", CONDITIONS, TESTED, FOLDS)(work)
-    order = ("dataset", "protocol", "condition", "fold", "dice")
-    return [{key: row[key] for key in order} for row in rows]
+def shipped(weights: str, cases: Mapping[str, Mapping[str, Any]]) -> Callable[[Work], list[Row]]:
+    """Weights that are shipped on every data set, in the order of the columns that the file has."""
+
+    def measure(work: Work) -> list[Row]:
+        rows = changed("condition", cases, TESTED, FOLDS, weights)(work)
+        order = ("dataset", "protocol", "condition", "fold", "dice")
+        return [{key: row[key] for key in order} for row in rows]
+
+    return measure
 
 
 def steps(work: Work) -> list[Row]:
@@ -303,7 +311,13 @@ def second_scan(work: Work) -> list[Row]:
 GROUPS: dict[str, Any] = {"setting": 2, "groups": ((2, 3), (1, 4))}
 # what matters most comes first
 PARTS = (
-    Part("shipped_volume", "the shipped weights on every kind of scan", TESTED, shipped),
+    Part("shipped_volume", "the shipped weights on every kind of scan", TESTED, shipped(SHIPPED, CONDITIONS)),
+    Part(
+        "permissive_volume",
+        "the weights that a company can use on every kind of scan",
+        TESTED,
+        shipped(PERMISSIVE, {"default": {}}),
+    ),
     Part(
         "chaos_setting1_volume", "CHAOS, whole scans", (CHAOS,), cross_validated(CHAOS, "volume", "chaos", seeds=SEEDS)
     ),
@@ -540,10 +554,13 @@ def _accuracy(
     return sorted(rows, key=lambda row: (int(row["fold"]), int(row["seed"])))
 
 
-def _shipped(work: Work, dataset: str, ids: Mapping[str, Any], folds: Sequence[int]) -> list[dict[str, str]]:
-    """Evaluations of the shipped weights with some ids changed; parts that ask for the same share them."""
+def _shipped(
+    work: Work, dataset: str, ids: Mapping[str, Any], folds: Sequence[int], weights: str = SHIPPED
+) -> list[dict[str, str]]:
+    """Evaluations of shipped weights with some ids changed; parts that ask for the same share them."""
     name = "_".join(f"{key}_{value}" for key, value in ids.items()) or "default"
-    return _accuracy(work, dataset, "volume", f"shipped/{name}/{dataset}", folds, overrides=ids, weights=SHIPPED)
+    folder = f"{'shipped' if weights == SHIPPED else 'permissive'}/{name}/{dataset}"
+    return _accuracy(work, dataset, "volume", folder, folds, overrides=ids, weights=weights)
 
 
 def _completion(work: Work, dataset: str, name: str, scans: Sequence[int] = (3, 11), **options: Any) -> list[Row]:

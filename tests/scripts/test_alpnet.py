@@ -57,6 +57,8 @@ def test_scans_and_supports(phantom_dir, image, label):
     assert ids["dataset_dir"] == str(phantom_dir)  # whose dataset.json names the label's values
     assert "device" not in ids
     two = ["--support", "a", "b", "--support", "c", "d"]
+    by_name = parsed("segment", *two, str(query), "-o", "out", "--weights", "model_permissive")[1]["ckpt_path"]
+    assert by_name == str(ROOT / "models" / "model_permissive.pt")
     ids = parsed("segment", *two, str(query), "-o", "out", "--device", "cpu", "--weights", "w.pt")[1]
     assert ids["support"] == [{"image": "a", "label": "b"}, {"image": "c", "label": "d"}]
     assert (ids["device"], ids["ckpt_path"]) == ("cpu", "w.pt")
