@@ -56,9 +56,9 @@ class ExpectedDice:
         ValueError: for a negative weight, bound or spread.
     """
 
-    bias: float = -0.95
-    reverse_dice: float = 3.86
-    size: float = 2.11
+    bias: float = -0.99
+    reverse_dice: float = 3.81
+    size: float = 1.8
     largest: float = 1.5
     spread: float = 0.74
 

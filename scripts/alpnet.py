@@ -79,8 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--fold", type=int, metavar="K", help="fold, counted from 0")
     for each in (segment, complete, evaluate):
         each.add_argument(
-            "--weights", metavar="NAME", help="weights instead of the default ones: a file, or one of the bundle's such "
-            "as model_permissive (ckpt_path)",
+            "--weights", metavar="NAME", help="weights instead of the default ones: a file, or one of the bundle's, "
+            "such as model_permissive (ckpt_path)",
         )  # fmt: skip
     for name, text in SCRIPTS.items():
         commands.add_parser(name, help=text, add_help=False)

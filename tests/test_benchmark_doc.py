@@ -124,12 +124,25 @@ def test_shipped_weights():
     for name in SETS:
         cells = [plain(cell) for cell in line_with("shipped_volume", f"| {name} (").strip("|").split("|")]
         assert close(cells[4], found.pop(f"{name}, default"), 1)
+        before = f"{name}, before empty slices were cut off"
+        if before in found:
+            assert close(re.search(r"cut off ([\d.]+)", cells[5]).group(1), found.pop(before), 1)
         if f"{name}, no region of interest" in found:
             least = re.search(r"no region of interest ([\d.]+)", cells[5]).group(1)
             assert close(least, found.pop(f"{name}, no region of interest"), 1)
         smooth = re.search(r"8 mm of smoothing ([\d.]+)", cells[5]).group(1)
         assert close(smooth, found.pop(f"{name}, no region of interest, 8 mm of smoothing"), 1)
     assert found == {}
+
+
+def test_weights_that_a_company_can_use():
+    found = columns(rows("permissive_volume"), lambda row: row["dataset"])
+    written = re.search(r"\[([^]]+)\]\(results/permissive_volume.csv\)", TEXT.replace("\n", " ")).group(1)
+    assert [part.rsplit(" ", 1)[0] for part in written.split(", ")] == list(found)
+    figures = [part.rsplit(" ", 1)[1] for part in written.split(", ")]
+    assert all(close(figure, values, 1) for figure, values in zip(figures, found.values(), strict=True))
+    (row,) = (row for row in table("| what | Dice | protocol |")[1] if "a company can use" in row[0])
+    assert row[1] == ", ".join(figures)
 
 
 def test_ingredients():
