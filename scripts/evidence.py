@@ -327,6 +327,12 @@ PARTS = (
         (CHAOS,),
         cross_validated(CHAOS, "official", "chaos", seeds=SEEDS),
     ),
+    Part(
+        "chaos_permissive_official",
+        "CHAOS by the weights that a company can use, which saw no image of it",
+        (CHAOS,),
+        cross_validated(CHAOS, "official", "chaos_permissive", weights=PERMISSIVE),
+    ),
     Part("sensitivity", "each number of the inference times 1/2 and 2", TESTED, sensitivity),
     Part("steps", "from the paper's recipe to the default", (CHAOS,), steps, note=paired_test),
     Part(
