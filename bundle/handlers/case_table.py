@@ -112,7 +112,7 @@ class CaseTable:
             notes.append(
                 "In brackets: the Dice in percent that a label is expected to have; an estimate without truth."
             )
-        notes += [f"look at  {name}: {case['warning']}" for name, case in found.items() if "warning" in case]
+        notes += [f"warning  {name}: {case['warning']}" for name, case in found.items() if "warning" in case]
         notes += [
             f"label next  {name}: slice {case[NEXT_SLICE] + 1}, the least sure (counted from 1)"
             for name, case in found.items()

@@ -63,7 +63,7 @@ def test_volumes_are_those_of_the_label_map_and_its_affine(tmp_path, told):
     assert lines[1].split()[0] == "a"
     assert lines[1].split()[2:] == "3 mL (90) 1 mL (14)".split()
     assert lines[2].split()[2:] == "0 mL 2 mL".split()
-    assert "look at  a: look at these labels, expected Dice below 60: spleen 14 (7-26)" in lines
+    assert "warning  a: look at these labels, expected Dice below 60: spleen 14 (7-26)" in lines
     assert f"results  {tmp_path}/CASE/CASE_seg.nii.gz, table {tmp_path}/measurements.csv" in lines
     assert [text.split(":")[0] for text in told.messages if text[1] == "/"] == ["1/2 a", "2/2 b"]
     with open(tmp_path / "measurements.csv", newline="") as file:
