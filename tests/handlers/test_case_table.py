@@ -61,9 +61,9 @@ def test_volumes_are_those_of_the_label_map_and_its_affine(tmp_path, told):
     lines = told.messages[-1].strip().splitlines()
     assert lines[0].split() == ["case", "seconds", "liver", "spleen"]
     assert lines[1].split()[0] == "a"
-    assert lines[1].split()[2:] == "3 mL (90) 1 mL (14)".split()
+    assert lines[1].split()[2:] == "3 mL (89) 1 mL (17)".split()
     assert lines[2].split()[2:] == "0 mL 2 mL".split()
-    assert "warning  a: look at these labels, expected Dice below 60: spleen 14 (7-26)" in lines
+    assert "warning  a: look at these labels, expected Dice below 60: spleen 17 (9-30)" in lines
     assert f"results  {tmp_path}/CASE/CASE_seg.nii.gz, table {tmp_path}/measurements.csv" in lines
     assert [text.split(":")[0] for text in told.messages if text[1] == "/"] == ["1/2 a", "2/2 b"]
     with open(tmp_path / "measurements.csv", newline="") as file:
@@ -105,7 +105,7 @@ def test_many_labels_and_many_cases_stay_short(tmp_path, told):
     engine.run([[{"map": each}] for each in maps], max_epochs=1)
     lines = told.messages[-1].strip().splitlines()
     assert max(map(len, lines[:4])) < 100
-    assert lines[1].split()[2:] == "2 of 40 3 structure number 40 (7)".split()
+    assert lines[1].split()[2:] == "2 of 40 3 structure number 40 (10)".split()
     assert lines[4] == "… and 2 more cases, see measurements.csv"
 
 

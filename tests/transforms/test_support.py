@@ -160,8 +160,8 @@ def test_what_tells_how_far_to_trust_goes_into_the_answer_of_a_request(caplog):
     answer = AnswerQualityd(names={4: "spleen"})(item)["result"]
     assert answer["support_similarity"] == 0.6
     assert answer["reverse_dice"] == {"label 1": 0.8, "spleen": 0.25}
-    assert answer["expected_dice"] == {"label 1": [89.5, 80.2, 94.7], "spleen": [4.1, 2.0, 8.2]}
-    assert answer["warning"] == "look at these labels, expected Dice below 60: spleen 4 (2-8)"
+    assert answer["expected_dice"] == {"label 1": [88.7, 78.9, 94.3], "spleen": [6.1, 3.0, 11.9]}
+    assert answer["warning"] == "look at these labels, expected Dice below 60: spleen 6 (3-12)"
     assert [record.message for record in caplog.records] == [f"x.nii.gz: {answer['warning']}"]
     answer = AnswerQualityd()({**item, "result": {"support": ["a"], "label_values": {"liver": 1, "milt": 4}}})["result"]
     assert answer["support"] == ["a"]
