@@ -207,13 +207,13 @@ def test_a_scan_in_the_frame_is_made_of_numbers_and_comes_back_onto_its_grid(sca
 def test_air_around_a_scan_changes_nothing_in_the_frame(seed, before, after, slices):
     body = np.full((24, 20, 5), -1000.0, np.float32)
     body[4:20, 3:17] = np.random.default_rng(seed).normal(50, 30, (16, 14, 5))
-    padded = np.pad(body, ((before, after), (after, before), (slices, 0)), constant_values=-1000)
+    padded = np.pad(body, ((before, after), (after, before), (slices, after)), constant_values=-1000)
 
     def framed(values):
         scan = ScanIntensity()(OrientSlices()(volume(values, np.diag([2.0, 2.0, 6.0, 1.0]))))
         return SliceFrame((32, 32))(scan, BodyMask(-124.0, opening=0)(scan))
 
-    torch.testing.assert_close(torch.as_tensor(framed(padded))[..., slices:], torch.as_tensor(framed(body)))
+    torch.testing.assert_close(torch.as_tensor(framed(padded)), torch.as_tensor(framed(body)))
 
 
 @st.composite
