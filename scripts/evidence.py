@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias, TypeVar
@@ -26,7 +25,7 @@ from .on_demand import OnDemand
 from .tables import RESULTS, read_rows, tables
 
 benchmark = OnDemand("scripts.benchmark")  # imports this file itself
-data = OnDemand("bundle.data")
+identity = OnDemand("bundle.identity")
 stats = OnDemand("scipy.stats")
 torch = OnDemand("torch")
 whole_volumes = OnDemand("scripts.volumes")
@@ -504,7 +503,10 @@ def head_commit() -> str:
 def head(part: Part, rows: Sequence[Row], commit: str, quick: bool) -> list[str]:
     """The comment lines of a results file; no path of any machine is among them."""
     seeds = sorted({int(row["seed"]) for row in rows if "seed" in row} | set(part.seeds))
-    versions = [f"python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in PACKAGES)]
+    versions = [
+        f"python {platform.python_version()}",
+        *(" ".join(item) for item in identity.installed_versions(PACKAGES).items()),
+    ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     note = "; ".join(text for text in (part.about, part.note(rows)) if text)
     parts = f"--parts \"['{part.name}']\"" + (" --quick" if quick else "")

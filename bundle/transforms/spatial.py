@@ -179,6 +179,26 @@ class SliceFramed(MapTransform):
         return out
 
 
+def inside_of(frame: Sequence[int], to_frame: torch.Tensor, shape: Sequence[int]) -> list[slice]:
+    """Part of each axis of a grid of that shape on which voxels have their centers in a frame.
+
+    Args:
+        frame: shape of the frame ``(H, W, D)``.
+        to_frame: brings voxels of the grid to those of the frame ``(4, 4)``, along its axes in any order.
+        shape: shape of the grid.
+    """
+    inside = []
+    for axis, length in enumerate(shape):
+        own = int(to_frame[:3, axis].abs().argmax())
+        # how far the other axes lead along the frame's one: nowhere, unless the grid is turned against the frame
+        others = [to_frame[own, other] * (shape[other] - 1) for other in range(3) if other != axis]
+        low, high = (sum(float(end) for end in others if (end < 0) == down) for down in (True, False))
+        places = to_frame[own, axis] * torch.arange(length, dtype=torch.float64) + to_frame[own, 3]
+        shown = ((places + high >= -0.5) & (places + low <= frame[own] - 0.5)).nonzero()[:, 0]
+        inside.append(slice(int(shown[0]), int(shown[-1]) + 1) if len(shown) else slice(0, 0))
+    return inside
+
+
 def clear_outside(volume: torch.Tensor, inside: Sequence[slice]) -> None:
     """Set a volume ``(C, H, W, D)`` to 0, in place, outside the given part of each axis.
 
@@ -204,7 +224,8 @@ class RestoreGeometry(Transform):
         affine, shape = self._grid(image)
         out = self.resample(image, dst_affine=affine, spatial_size=shape)
         out.affine = affine
-        clear_outside(out.as_subclass(torch.Tensor), self._inside(image, affine, shape))
+        to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
+        clear_outside(out.as_subclass(torch.Tensor), inside_of(image.shape[1:], to_frame, shape))
         return out
 
     def blocks(self, image: MetaTensor, voxels: int = 2**25) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
@@ -219,7 +240,7 @@ class RestoreGeometry(Transform):
         """
         affine, shape = self._grid(image)
         to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
-        inside = self._inside(image, affine, shape)
+        inside = inside_of(image.shape[1:], to_frame, shape)
         axis = int(to_frame[2, :3].abs().argmax())  # of the result, along the slices of the frame
         others = max(1, int(np.prod(shape)) // max(1, shape[axis]))
         step = max(1, voxels // (len(image) * others))
@@ -260,21 +281,6 @@ class RestoreGeometry(Transform):
         for where, part in self.blocks(image):
             out[where] = convert(part, *(other[where] for other in others))
         return MetaTensor(out, affine=affine, meta=dict(image.meta))
-
-    @staticmethod
-    def _inside(image: MetaTensor, affine: torch.Tensor, shape: Sequence[int]) -> list[slice]:
-        """Voxels of a file, along each of its axes, whose centers lie in the frame; its axes are those of the file."""
-        to_frame = torch.linalg.inv(image.affine.to(torch.float64)) @ affine
-        inside = []
-        for axis, length in enumerate(shape):
-            own = int(to_frame[:3, axis].abs().argmax())  # along which axis of the frame it runs
-            places = to_frame[own, axis] * torch.arange(length, dtype=torch.float64) + to_frame[own, 3]
-            # of a turned grid the box around the frame: where the other axes cross it counts too
-            others = [to_frame[own, other] * (shape[other] - 1) for other in range(3) if other != axis]
-            low, high = (sum(float(end) for end in others if (end < 0) == down) for down in (True, False))
-            shown = ((places + high >= -0.5) & (places + low <= image.shape[1 + own] - 0.5)).nonzero()[:, 0]
-            inside.append(slice(int(shown[0]), int(shown[-1]) + 1) if len(shown) else slice(0, 0))
-        return inside
 
     def _grid(self, image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
         """Affine and shape of the file that a prediction belongs to."""
